@@ -1,0 +1,43 @@
+# The two commands that matter: `make say TEXT="Hello."` and `make test`. Both set everything up the first time.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TEXT   ?= Hello. This is my voice, made from three seconds of a recording.
+OUT    ?= out.wav
+
+.PHONY: say test test-all check clean
+.DEFAULT_GOAL := help
+.PHONY: help
+help:
+	@echo 'make say TEXT="..." [REF=voice.wav REF_TEXT="..."] [OUT=out.wav]   speak'
+	@echo 'make test       the tests (a few minutes); make test-all adds the slow ones'
+	@echo 'make check      what the tests do not see: ruff, mypy --strict'
+	@echo 'make eval       measure the embedded model (fetches the judges named in docs/evaluation.md)'
+
+# One stamp a set of packages: instant while pyproject.toml is unchanged.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "valle needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": set PYTHON=... to a newer one")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing valle into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what the tests need"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $@
+
+say: $(VENV)/.installed
+	@$(BIN)/valle say "$(TEXT)" $(if $(REF),-r "$(REF)") $(if $(REF_TEXT),-s "$(REF_TEXT)") -o "$(OUT)"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests && $(BIN)/ruff format --check src tests && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,138 @@
+"""What every codec of this project offers: waves to codes and back, at once or chunk by chunk (paper §3).
+
+Two codecs implement it: ``encodec.EnCodec`` (the paper's) and ``spectral.SpectralCodec`` (the embedded one).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from valle.errors import ValleError
+
+
+class CodecOutput(NamedTuple):
+    """What a codec's ``forward`` returns in training."""
+
+    wav: Tensor  # [B, 1, N] the reconstruction
+    codes: Tensor  # [B, K, T] int64
+    commitment_loss: Tensor  # scalar
+
+
+class StreamDecoder(ABC):
+    """Codes in, samples out, chunk by chunk; the concatenation equals ``Codec.decode`` of all the codes."""
+
+    @abstractmethod
+    def push(self, codes: Tensor) -> Tensor:
+        """codes [1, K, t] -> the samples that are final now, wav [1, 1, n]; n may be 0."""
+
+    @abstractmethod
+    def finish(self) -> Tensor:
+        """The samples held back for lookahead, wav [1, 1, n]."""
+
+
+class Codec(nn.Module, ABC):
+    """A neural codec with a residual vector quantiser. Frames last ``hop_length`` samples."""
+
+    sample_rate: int
+    hop_length: int
+    n_quantizers: int
+    codebook_size: int
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    @abstractmethod
+    def codec_type(self) -> str:
+        """The name by which ``load_codec`` finds the class."""
+
+    @abstractmethod
+    def encode(self, wav: Tensor, n_quantizers: int | None = None) -> Tensor:
+        """wav [B, 1, N] in [-1, 1] -> codes [B, K, T] int64, T = ceil(N / hop_length)."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B, K, T], any K up to ``n_quantizers`` -> wav [B, 1, T * hop_length]."""
+
+    @abstractmethod
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder that keeps its state between chunks."""
+
+    @abstractmethod
+    def encoding_modules(self) -> list[nn.Module]:
+        """The modules that decide the codes: everything up to and with the quantiser."""
+
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration, ready for JSON."""
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits over the weights that decide the codes; two codecs with the same one share shards and models.
+
+        It is taken over half-precision values, so that storing a codec in fp16 does not change it.
+        """
+        digest = hashlib.sha256()
+        for module in self.encoding_modules():
+            for name, tensor in sorted(module.state_dict().items()):
+                if "ema_" in name:  # training state only
+                    continue
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().to(torch.float16).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write ``model.safetensors`` (without the quantiser's training state) and ``config.json``."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            k: (v.to(dtype) if v.is_floating_point() else v).contiguous()
+            for k, v in self.state_dict().items()
+            if "ema_" not in k
+        }
+        save_file(tensors, folder / "model.safetensors")
+        config = {"type": self.codec_type, **self.config_dict()}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> Codec:
+    """Read a codec saved by ``Codec.save`` or the published EnCodec in its Hugging Face layout.
+
+    Raises:
+        ValleError: the folder has no ``config.json`` or names an unknown codec.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValleError(f"{folder} is not a codec: it has no config.json; give a folder written by `valle codec train`")
+    config = json.loads(path.read_text())
+    if config.get("model_type") == "encodec":
+        from valle.codec.encodec import EnCodec
+
+        return EnCodec.from_huggingface(folder).to(device).eval()
+    kind = config.pop("type", None)
+    if kind == "spectral":
+        from valle.codec.spectral import SpectralCodec as Class
+    elif kind == "encodec":
+        from valle.codec.encodec import EnCodec as Class  # type: ignore[assignment]
+    else:
+        raise ValleError(f'{path} names the codec type {kind!r}; known are "spectral" and "encodec"')
+    from safetensors.torch import load_file
+
+    codec = Class.from_config(config)
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
+    missing, unexpected = codec.load_state_dict(state, strict=False)
+    missing = [k for k in missing if "ema_" not in k]
+    if missing or unexpected:
+        raise ValleError(f"{folder} does not fit its config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return codec.to(device).eval()

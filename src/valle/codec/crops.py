@@ -1,0 +1,90 @@
+"""The codec's training data: recordings decoded once into one file of 16-bit samples, then random crops of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from valle.errors import ValleError
+
+
+@dataclass(frozen=True)
+class WaveCache:
+    """All recordings of some splits end to end: ``samples`` [N] int16 (memory-mapped), utterance i is ``starts[i]:starts[i + 1]``."""
+
+    samples: np.ndarray  # int16 [N]
+    starts: np.ndarray  # int64 [n + 1]
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def hours(self) -> float:
+        """Of speech at 24 kHz."""
+        return len(self.samples) / 24000 / 3600
+
+    def wav(self, i: int) -> Tensor:
+        """Utterance i: [1, n] float32."""
+        return torch.from_numpy(self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768.0).unsqueeze(0)
+
+
+def build_cache(manifest: str | Path, splits: tuple[str, ...], folder: str | Path, sample_rate: int = 24000) -> WaveCache:
+    """Decode and resample the recordings of ``splits`` in ``manifest`` (JSON lines with ``id``, ``path``, ``split``), once.
+
+    A second call with the same arguments reads what the first one wrote.
+
+    Raises:
+        ValleError: no manifest, or no utterance in the splits.
+    """
+    import soundfile
+    import soxr
+    from tqdm import tqdm
+
+    manifest, folder = Path(manifest), Path(folder)
+    name = "-".join(splits)
+    index_path, samples_path = folder / f"{name}.json", folder / f"{name}.s16"
+    if not index_path.is_file():
+        if not manifest.is_file():
+            raise ValleError(f"there is no manifest {manifest}; give a JSON-lines file with id, path and split (docs/data.md)")
+        lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in lines if line["split"] in splits]
+        if not lines:
+            raise ValleError(f"{manifest} has no utterance in the splits {', '.join(splits)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        starts, ids = [0], []
+        with samples_path.with_suffix(".part").open("wb") as out:
+            for line in tqdm(lines, desc=f"decoding {name}", unit="utt"):
+                try:
+                    x, rate = soundfile.read(manifest.parent / line["path"], dtype="float32", always_2d=True)
+                except (soundfile.LibsndfileError, OSError):
+                    continue  # one broken file never stops a training; `valle prepare` is where it is reported
+                y = soxr.resample(x.mean(1), rate, sample_rate) if rate != sample_rate else x.mean(1)
+                out.write((y.clip(-1, 1) * 32767).astype(np.int16).tobytes())
+                starts.append(starts[-1] + len(y))
+                ids.append(line["id"])
+        samples_path.with_suffix(".part").rename(samples_path)
+        index_path.write_text(json.dumps({"sample_rate": sample_rate, "ids": ids, "starts": starts}))
+    index = json.loads(index_path.read_text())
+    samples = np.memmap(samples_path, dtype=np.int16, mode="r")
+    return WaveCache(samples, np.asarray(index["starts"]), index["ids"])
+
+
+def random_crops(
+    cache: WaveCache, n_crops: int, n_samples: int, max_gain_db: float, generator: torch.Generator
+) -> Tensor:
+    """Crops at places drawn evenly over all the speech, each with a random gain: wav [n_crops, 1, n_samples].
+
+    A crop may run over the end of one utterance into the next: that is one more thing a codec must be able to code. The
+    gain is drawn from ±``max_gain_db`` and lowered where it would clip.
+    """
+    places = torch.randint(len(cache.samples) - n_samples, (n_crops,), generator=generator).tolist()
+    wav = torch.from_numpy(np.stack([cache.samples[p : p + n_samples] for p in places]).astype(np.float32) / 32768.0)
+    gains = 10 ** ((torch.rand(n_crops, 1, generator=generator) * 2 - 1) * max_gain_db / 20)
+    peaks = wav.abs().amax(1, keepdim=True).clamp(min=1e-4)
+    return (wav * torch.minimum(gains, 0.99 / peaks)).unsqueeze(1)  # [n_crops, 1, n_samples]

@@ -1,0 +1,432 @@
+"""Training of a codec by the EnCodec recipe (EnCodec §3.4): reconstruction, commitment and adversarial losses, balanced.
+
+One step is: crops of speech -> codec -> multi-scale mel and waveform losses, and after ``adversarial_start`` the multi-scale
+STFT discriminators with feature matching; the quantiser's codebooks learn by moving averages inside the codec. With
+``train = "decoder"`` the encoder and the quantiser stay as they are, so that the codes, and every shard and language model
+made from them, stay valid while the decoder improves.
+
+Departure: a run may be bounded by minutes instead of steps (``max_minutes``); the learning rate then follows the clock, so
+that a machine lent for a while yields a finished model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from valle.codec.balancer import Balancer
+from valle.codec.base import Codec, load_codec
+from valle.codec.crops import WaveCache, build_cache, random_crops
+from valle.codec.discriminator import MultiScaleSTFTDiscriminator
+from valle.codec.encodec import EnCodec, EnCodecConfig
+from valle.codec.losses import (
+    MultiScaleMelLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    waveform_loss,
+)
+from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
+from valle.config import load_config, to_dict
+from valle.errors import ValleError
+from valle.train.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+)
+from valle.train.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the speech is and how it is cut."""
+
+    manifest: str
+    """JSON-lines file with id, path and split of every recording."""
+    train_splits: tuple[str, ...] = ("train", "unlabelled")
+    """Splits to learn from."""
+    dev_splits: tuple[str, ...] = ("dev",)
+    """Splits to judge by."""
+    cache: str = "runs/cache"
+    """Folder for the decoded samples (170 MB an hour)."""
+    crop_s: float = 0.68
+    """Seconds of a training crop, a whole number of frames."""
+    batch_size: int = 12
+    """Crops a step."""
+    max_gain_db: float = 10.0
+    """Each crop is made louder or softer by up to this."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights; with the balancer they are shares of the gradient."""
+
+    mel: float = 1.0
+    """Multi-scale log-mel difference."""
+    waveform: float = 0.0
+    """Difference of the samples; keep it 0 for a codec that sees no phase."""
+    adversarial: float = 1.0
+    """Hinge loss against the discriminators."""
+    feature: float = 1.0
+    """Feature matching."""
+    commitment: float = 0.25
+    """Pull of the encoder towards the codebooks; never balanced."""
+    balancer: bool = True
+    """Balance the gradients once the discriminators take part."""
+
+
+@dataclass(frozen=True)
+class CodecTrainConfig:
+    """One run of ``valle codec train``."""
+
+    out: str
+    """Folder of the run: checkpoints, log, and the trained codec in ``codec/``."""
+    data: DataConfig
+    """The speech."""
+    codec: Literal["spectral", "encodec"] = "spectral"
+    """Which architecture."""
+    spectral: SpectralCodecConfig = field(default_factory=SpectralCodecConfig)
+    """Sizes of the spectral codec."""
+    encodec: EnCodecConfig = field(default_factory=EnCodecConfig)
+    """Sizes of EnCodec."""
+    init: str = ""
+    """Codec folder to start from instead of random weights."""
+    train: Literal["all", "decoder"] = "all"
+    """What learns; "decoder" keeps the codes as they are."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses."""
+    max_steps: int = 100_000
+    """Steps of the run."""
+    max_minutes: float = 0.0
+    """Minutes of the run, 0 for no bound; whichever of the two comes first ends it and shapes the learning rate."""
+    lr: float = 6e-4
+    """Peak learning rate of the codec."""
+    lr_end: float = 0.05
+    """Learning rate at the end, as a share of the peak."""
+    warmup_steps: int = 300
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.8, 0.99)
+    """Of AdamW."""
+    max_grad_norm: float = 5.0
+    """Gradients of the codec are clipped to this norm."""
+    quantize_after: int = 200
+    """Steps before the codebooks are set by k-means; until then the decoder sees the vectors themselves."""
+    kmeans_frames: int = 12_000
+    """Frames that k-means sees."""
+    full_share: float = 0.5
+    """Share of crops that use all the codebooks; the others use a number drawn from 1, 2, 4, …"""
+    adversarial_start: int = 1_000_000
+    """Step at which the discriminators begin."""
+    discriminator_channels: int = 32
+    """Width of the discriminators."""
+    discriminator_windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    """Window lengths of the discriminators, in samples."""
+    discriminator_lr: float = 3e-4
+    """Learning rate of the discriminators."""
+    seed: int = 0
+    """Of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    log_every: int = 20
+    """Steps between log lines."""
+    eval_every: int = 500
+    """Steps between evaluations on the dev splits."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints."""
+
+
+def train_codec(config_path: Path, resume: bool = False, out: Path | None = None) -> Path:
+    """Run ``valle codec train``; returns the folder of the trained codec.
+
+    Raises:
+        ValleError: a wrong configuration, no data, a run that is already there (without ``resume``), or no run (with it).
+    """
+    config = load_config(config_path, CodecTrainConfig)
+    trainer = CodecTrainer(config, Path(out or config.out))
+    if resume:
+        trainer.restore()
+    elif checkpoints(trainer.out / "checkpoints"):
+        raise ValleError(f"{trainer.out} already holds a run; continue it with --resume or give another --out")
+    return trainer.run()
+
+
+class CodecTrainer:
+    """The state of one run and its loop."""
+
+    def __init__(self, config: CodecTrainConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and cuda) else "cpu")
+        self.generator = torch.Generator().manual_seed(config.seed)  # crops, gains, dropout of codebooks
+        torch.manual_seed(config.seed)
+        self.codec = self._build_codec().to(self.device)
+        self.mel_loss = MultiScaleMelLoss(self.codec.sample_rate).to(self.device)
+        self.discriminator = MultiScaleSTFTDiscriminator(
+            config.discriminator_windows, config.discriminator_channels
+        ).to(self.device)
+        self.balancer = Balancer(
+            {
+                "mel": config.loss.mel,
+                "waveform": config.loss.waveform,
+                "adversarial": config.loss.adversarial,
+                "feature": config.loss.feature,
+            }
+        )
+        self.trained = self._trained_parameters()
+        self.optimizer = torch.optim.AdamW(self.trained, config.lr, config.betas, weight_decay=1e-3)
+        self.disc_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), config.discriminator_lr, config.betas, weight_decay=1e-3
+        )
+        self.step, self.minutes, self.quantizing = 0, 0.0, bool(config.init)
+
+    def _build_codec(self) -> SpectralCodec | EnCodec:
+        if self.config.init:
+            codec = load_codec(self.config.init)
+            assert isinstance(codec, SpectralCodec | EnCodec)
+            return codec
+        if self.config.codec == "encodec":
+            return EnCodec(self.config.encodec)
+        return SpectralCodec(self.config.spectral)
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        if self.config.train == "decoder":
+            frozen = [p for m in self.codec.encoding_modules() for p in m.parameters()]
+            for p in frozen:
+                p.requires_grad_(False)
+        return [p for p in self.codec.parameters() if p.requires_grad]
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train to the end, or until interrupted; returns the folder of the trained codec."""
+        config = self.config
+        train = build_cache(config.data.manifest, config.data.train_splits, config.data.cache)
+        dev = build_cache(config.data.manifest, config.data.dev_splits, config.data.cache)
+        self.out.mkdir(parents=True, exist_ok=True)
+        crop_s = config.data.batch_size * config.data.crop_s
+        started, done_before, last_save = time.monotonic(), self.minutes, time.monotonic()
+        with Tracker(self.out, config.max_steps, start_step=self.step, unit="s of speech") as tracker, _stoppable() as stop:
+            if config.init and self.step == 0:
+                tracker.log(0, self.evaluate(dev), show=False)
+            while self.progress() < 1 and not stop:
+                if not self.quantizing and self.step >= config.quantize_after:
+                    self.start_quantizing(train)
+                values = self.train_step(self.crops(train))
+                self.step += 1
+                self.minutes = done_before + (time.monotonic() - started) / 60
+                tracker.advance(self.step, crop_s)
+                if self.step % config.log_every == 0:
+                    rate = {"train/lr": self.lr(), "train/speech_s_per_s": tracker.rate(), "train/minutes": self.minutes}
+                    tracker.log(self.step, {f"train/{k}": v for k, v in values.items()} | rate)
+                if self.step % config.eval_every == 0:
+                    tracker.log(self.step, self.evaluate(dev), show=False)
+                    tracker.audio(self.step, "dev", self.sample(dev), self.codec.sample_rate)
+                    tracker.restart_clock()
+                if time.monotonic() - last_save > config.checkpoint_minutes * 60:
+                    self.save()
+                    last_save = time.monotonic()
+            self.save()
+            tracker.log(self.step, self.evaluate(dev), show=False)
+        folder = self.out / "codec"
+        self.codec.save(folder)
+        return folder
+
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by minutes."""
+        config = self.config
+        by_time = self.minutes / config.max_minutes if config.max_minutes > 0 else 0.0
+        return min(1.0, max(self.step / config.max_steps, by_time))
+
+    def lr(self) -> float:
+        """Linear warm-up, then half a cosine down to ``lr_end``."""
+        config = self.config
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        decay = config.lr_end + (1 - config.lr_end) * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        return config.lr * warm * decay
+
+    def crops(self, cache: WaveCache) -> Tensor:
+        """One batch: wav [B, 1, N]."""
+        n_samples = round(self.config.data.crop_s * self.codec.frame_rate) * self.codec.hop_length
+        return random_crops(
+            cache, self.config.data.batch_size, n_samples, self.config.data.max_gain_db, self.generator
+        ).to(self.device)
+
+    def draw_quantizers(self, batch: int) -> Tensor:
+        """Quantizer dropout: [B] codebooks in use, all of them or a power of two below."""
+        n = self.codec.n_quantizers
+        choices = torch.tensor([2**i for i in range(n.bit_length()) if 2**i < n] or [n])
+        drawn = choices[torch.randint(len(choices), (batch,), generator=self.generator)]
+        full = torch.rand(batch, generator=self.generator) < self.config.full_share
+        return torch.where(full, n, drawn).to(self.device)
+
+    def train_step(self, wav: Tensor) -> dict[str, float]:
+        """One step of the codec, and of the discriminators once they take part; returns the losses."""
+        config = self.config
+        self.codec.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr()
+        frozen = config.train == "decoder"
+        if frozen:
+            with torch.no_grad():
+                codes = self.codec.encode(wav)
+                z = self.codec.quantizer.decode(codes)
+            output, commitment = self.codec.decoder(z), wav.new_zeros(())
+        elif self.quantizing:
+            output, _, commitment = self.codec(wav, self.draw_quantizers(len(wav)), self.generator)
+        else:
+            output, commitment = self.codec.decoder(self.codec.latents(wav)), wav.new_zeros(())
+        losses = {"mel": self.mel_loss(output, wav)}
+        if config.loss.waveform > 0:
+            losses["waveform"] = waveform_loss(output, wav)
+        adversarial = self.step >= config.adversarial_start
+        values: dict[str, float] = {}
+        if adversarial:
+            values["discriminator"] = self.discriminator_step(output.detach(), wav)
+            self.discriminator.requires_grad_(False)
+            fake = self.discriminator(output)
+            with torch.no_grad():
+                real = self.discriminator(wav)
+            self.discriminator.requires_grad_(True)
+            losses["adversarial"] = generator_loss([j.logits for j in fake])
+            losses["feature"] = feature_matching_loss([j.features for j in fake], [j.features for j in real])
+        self.optimizer.zero_grad(set_to_none=True)
+        if adversarial and config.loss.balancer:
+            if commitment.requires_grad:
+                (commitment * config.loss.commitment).backward(retain_graph=True)
+            self.balancer.backward(losses, output)
+        else:
+            weights = to_dict(config.loss)
+            total = sum((weights[k] * v for k, v in losses.items()), commitment * config.loss.commitment)
+            assert isinstance(total, Tensor)
+            total.backward()
+        norm = nn.utils.clip_grad_norm_(self.trained, config.max_grad_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        values.update({k: float(v.detach()) for k, v in losses.items()})
+        return values | {"commitment": float(commitment.detach()), "grad_norm": float(norm)}
+
+    def discriminator_step(self, fake: Tensor, real: Tensor) -> float:
+        """One step of the discriminators; fake and real are wav [B, 1, N]."""
+        loss = discriminator_loss(
+            [j.logits for j in self.discriminator(fake)], [j.logits for j in self.discriminator(real)]
+        )
+        self.disc_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.disc_optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def start_quantizing(self, cache: WaveCache) -> None:
+        """Set the codebooks by k-means over ``kmeans_frames`` frames."""
+        self.codec.eval()
+        zs: list[Tensor] = []
+        while sum(z.shape[0] * z.shape[2] for z in zs) < self.config.kmeans_frames:
+            zs.append(self.codec.latents(self.crops(cache)))
+        self.codec.quantizer.initialise(torch.cat(zs), generator=self.generator)
+        self.quantizing = True
+
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, cache: WaveCache, max_s: float = 4.0, max_utterances: int = 24) -> dict[str, float]:
+        """Mel distance on held-out speakers by number of codebooks, and how evenly each codebook is used."""
+        self.codec.eval()
+        distances: dict[int, list[float]] = {k: [] for k in (1, 2, 4, 8) if k <= self.codec.n_quantizers}
+        used: list[Tensor] = []
+        for i in _spread(len(cache), max_utterances):
+            wav = cache.wav(i)[None, :, : int(max_s * self.codec.sample_rate)].to(self.device)
+            wav = wav[:, :, : wav.shape[2] // self.codec.hop_length * self.codec.hop_length]
+            if not self.quantizing:
+                distances[max(distances)].append(float(self.mel_loss(self.codec.decoder(self.codec.latents(wav)), wav)))
+                continue
+            codes = self.codec.encode(wav)
+            used.append(codes[0])
+            for k, values in distances.items():
+                values.append(float(self.mel_loss(self.codec.decode(codes[:, :k]), wav)))
+        result = {f"dev/mel_{k}": sum(v) / len(v) for k, v in distances.items() if v}
+        if used:
+            for k, codes_k in enumerate(torch.cat(used, dim=1)):
+                p = torch.bincount(codes_k, minlength=self.codec.codebook_size) / len(codes_k)
+                result[f"dev/perplexity_{k + 1}"] = float((-(p * p.clamp(min=1e-9).log()).sum()).exp())
+        return result
+
+    @torch.no_grad()
+    def sample(self, cache: WaveCache) -> Tensor:
+        """A held-out utterance through the codec: [1, 1, N]."""
+        self.codec.eval()
+        wav = cache.wav(len(cache) // 2)[None].to(self.device)
+        if not self.quantizing:
+            return self.codec.decoder(self.codec.latents(wav))  # type: ignore[no-any-return]
+        return self.codec.decode(self.codec.encode(wav))
+
+    # -- stopping and going on ---------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint and, beside it, the codec as it is now."""
+        optimizer, optimizer_rest = optimizer_tensors(self.optimizer)
+        disc_optimizer, disc_rest = optimizer_tensors(self.disc_optimizer)
+        tensors = {
+            "codec": self.codec.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": optimizer,
+            "disc_optimizer": disc_optimizer,
+            "rng": rng_state(crops=self.generator),
+        }
+        state: dict[str, Any] = {
+            "step": self.step,
+            "minutes": self.minutes,
+            "quantizing": self.quantizing,
+            "optimizer": optimizer_rest,
+            "disc_optimizer": disc_rest,
+            "balancer": self.balancer.state_dict(),
+            "config": to_dict(self.config),
+        }
+        save_checkpoint(self.out / "checkpoints", tensors=tensors, state=state)
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint."""
+        checkpoint = load_checkpoint(self.out / "checkpoints")
+        self.codec.load_state_dict(checkpoint.tensors["codec"])
+        self.discriminator.load_state_dict(checkpoint.tensors["discriminator"])
+        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        restore_optimizer(self.disc_optimizer, checkpoint.tensors["disc_optimizer"], checkpoint.state["disc_optimizer"])
+        restore_rng(checkpoint.tensors["rng"], crops=self.generator)
+        self.balancer.load_state_dict(checkpoint.state["balancer"])
+        self.step, self.minutes = checkpoint.step, float(checkpoint.state["minutes"])
+        self.quantizing = bool(checkpoint.state["quantizing"])
+
+
+def _spread(n: int, k: int) -> list[int]:
+    """k indices below n, evenly spaced."""
+    return [i * n // min(n, k) for i in range(min(n, k))]
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """A list that becomes non-empty when the process is asked to stop (SIGINT, SIGTERM)."""
+    stop: list[int] = []
+    previous = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+
+__all__ = ["Codec", "CodecTrainConfig", "CodecTrainer", "train_codec"]

@@ -1,0 +1,316 @@
+"""Build a packed dataset: text -> normalised -> phoneme ids, audio -> codec -> codes (paper §4.1, recogniser left out).
+
+Utterances that would teach nonsense are left out with a reason: unreadable or silent audio, too short or too long, no
+text, or a text that its audio cannot hold. Each is encoded alone, because padding would change the codes at its end. A
+build that was stopped goes on where it was: a shard that is complete and made from the same input is kept.
+
+``python -m valle.data.prepare MANIFEST... --codec DIR --out DIR [--splits train,dev]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from valle.config import to_dict
+from valle.data.corpus import Utterance, load_wav, read_manifest
+from valle.data.pack import INFO_FILE, PHONEMES_FILE, PackInfo, ShardInfo, pack_bits
+from valle.errors import ValleError
+
+if TYPE_CHECKING:
+    from valle.codec.base import Codec
+    from valle.text import PhonemeInventory
+
+logger = logging.getLogger(__name__)
+
+Phonemize = Callable[[str, str], Sequence[str]]
+
+SILENCE_PEAK = 1e-3
+"""A recording that never gets louder than this, -60 dBFS, is silence."""
+MAX_PHONEMES_PER_S = 35.0
+"""Nobody speaks faster (fast conversation has about 20): the text is not what is said."""
+MIN_PHONEMES_PER_S = 1.5
+"""Nobody speaks slower: the recording goes on after the text."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What decides which utterances enter a pack, and its form."""
+
+    min_seconds: float = 0.5
+    """Shorter recordings are left out."""
+    max_seconds: float = 30.0
+    """Longer recordings are left out."""
+    shard_hours: float = 1.0
+    """Length of one file of the pack; a stopped build loses at most this much."""
+    compact: bool = False
+    """Store ten bits a code instead of sixteen."""
+
+
+class _Rejected(Exception):
+    """This utterance stays out; the message is the reason."""
+
+
+def build_pack(
+    manifests: Sequence[str | Path],
+    codec: Codec,
+    out: str | Path,
+    *,
+    splits: Iterable[str] = ("train", "dev"),
+    config: PrepareConfig | None = None,
+    inventory: PhonemeInventory | None = None,
+    phonemize: Phonemize | None = None,
+    device: str | torch.device = "cpu",
+) -> PackInfo:
+    """Encode the utterances of ``manifests`` into the pack ``out``.
+
+    Args:
+        manifests: one or more ``manifest.jsonl`` (or their folders); speaker names must be unique over all of them.
+        codec: makes the codes; its fingerprint is stored.
+        out: the pack's folder; complete shards of the same input that are in it are kept.
+        splits: which splits to take.
+        config: what to leave out.
+        inventory: phoneme ids, ``valle.text.DEFAULT_INVENTORY`` by default.
+        phonemize: (text, language) -> symbols, ``valle.text`` with espeak by default.
+        device: where the codec runs.
+
+    Raises:
+        ValleError: a manifest is wrong, or no utterance of a split is fit.
+    """
+    config, splits, out = config or PrepareConfig(), tuple(splits), Path(out)
+    if inventory is None:
+        from valle.text import DEFAULT_INVENTORY
+
+        inventory = DEFAULT_INVENTORY
+    phonemize = phonemize or _espeak()
+    utterances = [u for manifest in manifests for u in read_manifest(manifest) if u.split in splits]
+    for split in splits:
+        if not any(u.split == split for u in utterances):
+            raise ValleError(f"no manifest given has an utterance in the split {split!r}")
+    speakers = sorted({u.speaker for u in utterances if u.speaker is not None})
+    codec = codec.to(device).eval()
+    out.mkdir(parents=True, exist_ok=True)
+    inventory.save(out / PHONEMES_FILE)
+    maker = _ShardMaker(codec, inventory, phonemize, config, {name: i for i, name in enumerate(speakers)}, device)
+    shards: list[ShardInfo] = []
+    rejected: list[dict[str, str]] = []
+    with tqdm(total=len(utterances), desc="prepare", unit="utterance", file=sys.stderr, dynamic_ncols=True) as bar:
+        for split in splits:
+            for number, part in enumerate(_parts([u for u in utterances if u.split == split], config.shard_hours)):
+                shard, left_out = maker.make(out / f"{split}-{number:05d}.safetensors", split, part, bar)
+                shards.append(shard)
+                rejected += left_out
+    for split in splits:
+        if not sum(s.utterances for s in shards if s.split == split):
+            reasons = dict(Counter(r["reason"] for r in rejected if r["split"] == split))
+            raise ValleError(f"every utterance of the split {split!r} was left out: {reasons}")
+    info = PackInfo(
+        codec_fingerprint=codec.fingerprint(),
+        inventory_version=inventory.version,
+        n_phonemes=len(inventory),
+        separator_id=inventory.encode([" "])[0],
+        frame_rate=codec.frame_rate,
+        n_quantizers=codec.n_quantizers,
+        codebook_size=codec.codebook_size,
+        speakers=tuple(speakers),
+        shards=tuple(shards),
+        rejected={s: dict(Counter(r["reason"] for r in rejected if r["split"] == s)) for s in splits},
+    )
+    (out / "rejected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rejected), encoding="utf-8")
+    temporary = out / f".{INFO_FILE}.tmp"
+    temporary.write_text(json.dumps(to_dict(info), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(out / INFO_FILE)  # last: a folder without it is no pack
+    return info
+
+
+@dataclass
+class _ShardMaker:
+    """Makes one shard after the other."""
+
+    codec: Codec
+    inventory: PhonemeInventory
+    phonemize: Phonemize
+    config: PrepareConfig
+    speakers: dict[str, int]
+    device: str | torch.device
+
+    def make(
+        self, path: Path, split: str, utterances: list[Utterance], bar: tqdm[Any]
+    ) -> tuple[ShardInfo, list[dict[str, str]]]:
+        """Write one shard, or keep the one that is there; returns it and what was left out of it."""
+        from safetensors.torch import save_file
+
+        key = self._key(utterances)
+        metadata = _metadata(path)
+        if metadata.get("key") == key:
+            bar.update(len(utterances))
+        else:
+            tensors, ids, left_out = self._encode(split, utterances, bar)
+            metadata = {"key": key, "ids": json.dumps(ids), "rejected": json.dumps(left_out)}
+            temporary = path.with_name(f".{path.name}.tmp")
+            save_file(tensors, temporary, metadata=metadata | {"frames": str(int(tensors["code_offsets"][-1]))})
+            temporary.replace(path)
+            metadata = _metadata(path)
+        hours = int(metadata["frames"]) / self.codec.frame_rate / 3600
+        shard = ShardInfo(path.name, split, len(json.loads(metadata["ids"])), round(hours, 4))
+        rejected: list[dict[str, str]] = json.loads(metadata["rejected"])
+        return shard, rejected
+
+    def _encode(
+        self, split: str, utterances: list[Utterance], bar: tqdm[Any]
+    ) -> tuple[dict[str, Tensor], list[str], list[dict[str, str]]]:
+        codes: list[Tensor] = []
+        phonemes: list[Tensor] = []
+        speakers: list[int] = []
+        ids: list[str] = []
+        left_out: list[dict[str, str]] = []
+        for utterance in utterances:
+            try:
+                phonemes_i, codes_i = self._one(utterance)
+            except _Rejected as reason:
+                detail = str(reason.__cause__ or "")
+                left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
+            else:
+                phonemes.append(phonemes_i)
+                codes.append(codes_i)
+                speakers.append(-1 if utterance.speaker is None else self.speakers[utterance.speaker])
+                ids.append(utterance.id)
+            bar.update()
+        all_codes = torch.cat(codes, dim=1) if codes else torch.zeros(self.codec.n_quantizers, 0, dtype=torch.int16)
+        tensors = {
+            "code_offsets": _offsets([c.shape[1] for c in codes]),
+            "phonemes": torch.cat(phonemes) if phonemes else torch.zeros(0, dtype=torch.int16),
+            "phoneme_offsets": _offsets([len(p) for p in phonemes]),
+            "speakers": torch.tensor(speakers, dtype=torch.int32),
+        }
+        tensors |= {"codes_10bit": pack_bits(all_codes)} if self.config.compact else {"codes": all_codes}
+        return tensors, ids, left_out
+
+    def _one(self, utterance: Utterance) -> tuple[Tensor, Tensor]:
+        """phonemes [S] int16 and codes [8, T] int16 of one utterance, or ``_Rejected``."""
+        if not (utterance.text or "").strip():
+            raise _Rejected("no text")
+        assert utterance.text is not None
+        try:
+            ids = self.inventory.encode(list(self.phonemize(utterance.text, utterance.lang)))
+        except ValleError as error:
+            raise _Rejected("text that cannot be phonemised") from error
+        try:
+            wav = load_wav(utterance, self.codec.sample_rate)  # [1, N]
+        except ValleError as error:
+            raise _Rejected("unreadable audio") from error
+        seconds = wav.shape[-1] / self.codec.sample_rate
+        if seconds < self.config.min_seconds:
+            raise _Rejected(f"shorter than {self.config.min_seconds:g} s")
+        if seconds > self.config.max_seconds:
+            raise _Rejected(f"longer than {self.config.max_seconds:g} s")
+        if not torch.isfinite(wav).all() or float(wav.abs().max()) < SILENCE_PEAK:
+            raise _Rejected("silent or not finite audio")
+        if len(ids) / seconds > MAX_PHONEMES_PER_S:
+            raise _Rejected("more text than its audio can hold")
+        if len(ids) / seconds < MIN_PHONEMES_PER_S:
+            raise _Rejected("more audio than its text can fill")
+        with torch.inference_mode():
+            codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0]  # [8, T]
+        return torch.tensor(ids, dtype=torch.int16), codes.to("cpu", torch.int16)
+
+    def _key(self, utterances: list[Utterance]) -> str:
+        """What a shard was made from; another key means that it must be made again."""
+        digest = hashlib.sha256()
+        config = to_dict(self.config)
+        digest.update(json.dumps([self.codec.fingerprint(), self.inventory.version, config]).encode())
+        for u in utterances:
+            number = None if u.speaker is None else self.speakers[u.speaker]
+            digest.update(json.dumps([u.id, str(u.path), u.text, u.lang, number]).encode())
+        return digest.hexdigest()[:16]
+
+
+def _parts(utterances: list[Utterance], hours: float) -> list[list[Utterance]]:
+    """Cut into runs of about ``hours`` each."""
+    parts: list[list[Utterance]] = [[]]
+    filled = 0.0
+    for utterance in utterances:
+        if filled >= hours * 3600:
+            parts.append([])
+            filled = 0.0
+        parts[-1].append(utterance)
+        filled += utterance.seconds
+    return parts
+
+
+def _offsets(lengths: list[int]) -> Tensor:
+    """Lengths of n items -> where each starts, and the end: [n + 1] int64."""
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a shard; empty when it is not there or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _espeak() -> Phonemize:
+    """Normaliser and espeak, one phonemizer a language."""
+    from valle.text import Phonemizer, normalise
+
+    made: dict[str, Phonemizer] = {}
+
+    def phonemize(text: str, lang: str) -> Sequence[str]:
+        lang = "en-us" if lang == "en" else lang
+        if lang not in made:
+            made[lang] = Phonemizer(lang)
+        return made[lang](normalise(text, lang))
+
+    return phonemize
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``python -m valle.data.prepare``."""
+    parser = argparse.ArgumentParser(prog="python -m valle.data.prepare", description="Build a packed dataset.")
+    parser.add_argument("manifests", nargs="+", metavar="MANIFEST", help="manifest.jsonl, or the folder it lies in")
+    parser.add_argument("--codec", required=True, help="folder of the codec")
+    parser.add_argument("--out", required=True, help="folder of the pack")
+    parser.add_argument("--splits", default="train,dev", help="comma-separated (train,dev)")
+    parser.add_argument("--min-seconds", type=float, default=PrepareConfig.min_seconds)
+    parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds)
+    parser.add_argument("--compact", action="store_true", help="ten bits a code, for travelling")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from valle.codec.base import load_codec
+
+    config = PrepareConfig(min_seconds=args.min_seconds, max_seconds=args.max_seconds, compact=args.compact)
+    splits = args.splits.split(",")
+    try:
+        codec = load_codec(args.codec)
+        info = build_pack(args.manifests, codec, args.out, splits=splits, config=config, device=args.device)
+    except ValleError as error:
+        logger.error("error: %s", error)
+        return 2
+    for split in splits:
+        n = sum(s.utterances for s in info.shards if s.split == split)
+        logger.info(
+            "%s: %d utterances, %.2f h; left out: %s", split, n, info.hours(split), info.rejected[split] or "none"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
