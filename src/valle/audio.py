@@ -1,7 +1,7 @@
 """Sound files in and out, and the care that a reference needs before it may become a voice (paper §4.4).
 
-Files are read and written by libsndfile (wav, flac, mp3, opus, and more to read), rates are changed by soxr: no ffmpeg. A
-file is encoded in memory and put in its place by one rename; what was generated is marked as such (``provenance``).
+Files are read and written by libsndfile (wav, flac, mp3, opus, and more to read), rates are changed by soxr: no ffmpeg.
+A file is encoded in memory and put in its place by one rename; what was generated is marked as such (``provenance``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ SAMPLE_RATE = 24000
 """Samples a second of everything this project trains on and generates."""
 
 LOUDNESS_DB = -23.0
-"""Level of the sounding parts, in dB below full scale, to which references are brought; the corpus' own is near it."""
+"""Level of generated speech: of its sounding parts, in dB relative to full scale."""
+
+REFERENCE_LEVELS_DB = (-32.0, -16.0)
+"""A reference outside is brought to the nearer edge: nine tenths of recorded speech lies between, hardly any beyond."""
 
 _PEAK = 0.89  # -1 dB: room for what a codec adds
 _FRAME_S = 0.02  # over which levels are measured
@@ -45,7 +48,7 @@ _CONTAINERS = {  # format -> libsndfile's container and encoding
     "pcm": ("RAW", "PCM_16"),
 }
 FORMATS = tuple(_CONTAINERS)
-_SUFFIXES = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".opus": "opus", ".ogg": "opus", ".pcm": "pcm", ".raw": "pcm"}
+_SUFFIXES = {f".{name}": name for name in FORMATS} | {".ogg": "opus", ".raw": "pcm"}
 _LOSSY_RATES = (8000, 12000, 16000, 24000, 48000)  # that both opus and mp3 know
 
 
@@ -68,15 +71,16 @@ class Audio:
         return self.waveform.shape[-1] / self.sample_rate
 
     def to_bytes(self, format: str = "wav") -> bytes:
-        """The whole file in memory: "wav", "flac", "mp3", "opus", or "pcm" (16-bit little-endian samples, no header)."""
+        """The whole file: "wav", "flac", "mp3", "opus", or "pcm" (16-bit little-endian samples without a header)."""
         if format not in _CONTAINERS:
             raise ValleError(f"the audio format {format!r} is not known; choose one of {', '.join(FORMATS)}")
         rate, wav = self.sample_rate, self.waveform
         if format in ("mp3", "opus") and rate not in _LOSSY_RATES:
             wav, rate = resample(wav, rate, 48000), 48000
         container, encoding = _CONTAINERS[format]
+        endian = "LITTLE" if format == "pcm" else "FILE"
         out = io.BytesIO()
-        with soundfile.SoundFile(out, "w", rate, 1, format=container, subtype=encoding, endian="FILE") as file:
+        with soundfile.SoundFile(out, "w", rate, 1, format=container, subtype=encoding, endian=endian) as file:
             if format != "pcm":
                 for name, value in provenance.tags(self.info).items():
                     setattr(file, name, value)
@@ -120,22 +124,26 @@ def format_of(path: Source) -> str:
     return _SUFFIXES[suffix]
 
 
-def load(source: Source, sample_rate: int | None = None, *, what: str = "recording") -> Audio:
+def load(source: Source, sample_rate: int | None = None, *, max_s: float = math.inf, what: str = "recording") -> Audio:
     """Read a sound file of any format that libsndfile knows; channels are averaged.
 
     Args:
         source: a path or an open binary file.
         sample_rate: resample to it; None keeps the file's own.
+        max_s: a longer one is refused before it is read.
         what: the noun by which errors call it.
 
     Returns:
         Audio of at least one sample, all finite.
 
     Raises:
-        ValleError: no such file, a folder, empty, not audio, no samples, NaN or infinite samples, or a senseless rate.
+        ValleError: no such file, a folder, empty, not audio, no samples, NaN or infinite samples, a senseless rate, or
+            too long.
     """
     name = _name(source)
     with open_audio(source, what=what) as file:
+        if file.frames > max_s * file.samplerate:
+            raise _too_long(f"the {what} {name}", file.frames / file.samplerate, max_s)
         try:
             samples = file.read(dtype="float32", always_2d=True)  # [N, channels]
         except soundfile.SoundFileError as error:
@@ -162,27 +170,31 @@ def open_audio(source: Source, *, what: str = "recording") -> soundfile.SoundFil
     name = _name(source)
     try:
         if not isinstance(source, str | os.PathLike):
-            data = source.read()
+            file: Any = io.BytesIO(source.read())
+            empty = not file.getbuffer().nbytes
         elif Path(source).is_dir():
             raise ValleError(f"the {what} {name} is a folder; give a sound file (wav, flac, mp3, opus ...)")
         elif not Path(source).exists():
             raise ValleError(f"there is no {what} {name}; give the path of a sound file (wav, flac, mp3, opus ...)")
+        elif not Path(source).is_file():  # a pipe
+            return open_audio(io.BytesIO(Path(source).read_bytes()), what=what)
         else:
-            data = Path(source).read_bytes()  # a pipe works too
+            Path(source).open("rb").close()  # so that the system says what is wrong, not libsndfile
+            file, empty = name, not Path(source).stat().st_size
     except OSError as error:
         raise ValleError(f"the {what} {name} cannot be read: {error.strerror or error}") from error
-    if not data:
+    if empty:
         raise ValleError(f"the {what} {name} is empty; give a sound file (wav, flac, mp3, opus ...)")
     try:
-        return soundfile.SoundFile(io.BytesIO(data))
-    except soundfile.SoundFileError as error:
+        return soundfile.SoundFile(file)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: named .raw, which says nothing of its samples
         raise ValleError(
             f"the {what} {name} is not audio that can be read ({_reason(error)}); give a wav, flac, mp3 or opus file"
         ) from error
 
 
 def load_reference(source: Source | Audio, *, min_s: float = 1.0, max_s: float = 15.0) -> Audio:
-    """Read the recording of a voice and make it ready for the codec: 24 kHz mono, trimmed, at ``LOUDNESS_DB``.
+    """Read the recording of a voice and make it ready for the codec: 24 kHz mono, trimmed, at a usual level.
 
     Silence before and after the speech is cut to 0.1 s, since a prompt that ends in silence asks for more of it. A
     recording above ``max_s`` is refused rather than cut: nobody knows which words of the transcript would stay.
@@ -193,16 +205,20 @@ def load_reference(source: Source | Audio, *, min_s: float = 1.0, max_s: float =
     if isinstance(source, Audio):
         name, rate, wav = "given", source.sample_rate, source.waveform.float()
         if wav.dim() != 2 or wav.shape[0] != 1 or not wav.shape[1]:
-            raise ValleError(f"the reference has the shape {list(wav.shape)}; one channel of samples, [1, N], is needed")
+            raise ValleError(
+                f"the reference has the shape {list(wav.shape)}; one channel of samples, [1, N], is needed"
+            )
         if not torch.isfinite(wav).all():
             raise ValleError("the reference holds samples that are not numbers (NaN or infinite)")
         wav = resample(wav, rate, SAMPLE_RATE)
     else:
         name = _name(source)
-        wav = load(source, SAMPLE_RATE, what="reference").waveform
+        wav = load(source, SAMPLE_RATE, max_s=4 * max_s, what="reference").waveform  # some of it may be silence
     seconds = wav.shape[1] / SAMPLE_RATE
     if seconds < min_s:
-        raise ValleError(f"the reference {name} is {seconds:.1f} s long; at least {min_s:g} s is needed, 3 s or more is best")
+        raise ValleError(
+            f"the reference {name} is {seconds:.1f} s long; at least {min_s:g} s is needed, 3 s or more is best"
+        )
     if loudest_db(wav, SAMPLE_RATE) < _SILENCE_DB:
         raise ValleError(f"the reference {name} is silent; record it again, closer to the microphone")
     wav = trim_silence(wav, SAMPLE_RATE)
@@ -213,11 +229,10 @@ def load_reference(source: Source | Audio, *, min_s: float = 1.0, max_s: float =
             f"at least {min_s:g} s is needed, 3 s or more is best"
         )
     if seconds > max_s:
-        raise ValleError(
-            f"the reference {name} is {seconds:.1f} s long; at most {max_s:g} s can be used: "
-            "cut it to 3 to 10 s, and its transcript to the words that remain"
-        )
-    return Audio(normalise_loudness(wav, SAMPLE_RATE), SAMPLE_RATE)
+        raise _too_long(f"the reference {name}", seconds, max_s)
+    low, high = REFERENCE_LEVELS_DB
+    level = min(max(level_db(wav, SAMPLE_RATE), low), high)
+    return Audio(wav * loudness_gain(wav, SAMPLE_RATE, level), SAMPLE_RATE)
 
 
 def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -228,19 +243,25 @@ def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(out, dtype=np.float32)).unsqueeze(0)
 
 
-def normalise_loudness(wav: Tensor, sample_rate: int, loudness_db: float = LOUDNESS_DB) -> Tensor:
-    """wav [1, N] -> the same with its sounding parts at ``loudness_db``, softer where its peak would pass -1 dB.
+def level_db(wav: Tensor, sample_rate: int) -> float:
+    """Level of the sounding parts of wav [1, N] in dB relative to full scale; minus infinity for digital silence.
 
-    A level, not a perceived loudness: the root mean square of those 20 ms that are less than 30 dB below the loudest
-    ones. Silence stays as it is.
+    The root mean square over those 20 ms that are less than 30 dB below the loudest: a level, not a perceived loudness.
     """
     levels = _levels(wav, sample_rate)  # [frames]
-    loudest = float(levels.max())
-    if loudest == 0:
-        return wav
-    level = float(levels[levels > loudest * 10 ** (-30 / 20)].square().mean().sqrt())
-    gain = min(10 ** (loudness_db / 20) / level, _PEAK / float(wav.abs().max()))
-    return wav * gain
+    sounding = levels[levels > levels.max() * 10 ** (-30 / 20)]
+    return 10 * math.log10(float(sounding.square().mean())) if len(sounding) else -math.inf
+
+
+def loudness_gain(wav: Tensor, sample_rate: int, loudness_db: float = LOUDNESS_DB) -> float:
+    """The factor that brings wav [1, N] to ``loudness_db``, or less where its peak would pass -1 dB; 1 for silence."""
+    level, peak = level_db(wav, sample_rate), float(wav.abs().max())
+    return 1.0 if level == -math.inf else min(10 ** ((loudness_db - level) / 20), _PEAK / peak)
+
+
+def normalise_loudness(wav: Tensor, sample_rate: int, loudness_db: float = LOUDNESS_DB) -> Tensor:
+    """wav [1, N] -> the same at ``loudness_db``; it never clips, see ``loudness_gain``."""
+    return wav * loudness_gain(wav, sample_rate, loudness_db)
 
 
 def trim_silence(wav: Tensor, sample_rate: int, keep_s: float = 0.1, below_db: float = 40.0) -> Tensor:
@@ -272,6 +293,13 @@ def _name(source: Source) -> str:
     return str(getattr(source, "name", "given"))
 
 
+def _too_long(what: str, seconds: float, max_s: float) -> ValleError:
+    return ValleError(
+        f"{what} is {seconds:.1f} s long; at most {max_s:g} s can be used: "
+        "cut it to 3 to 10 s, and its transcript to the words that remain"
+    )
+
+
 def _reason(error: soundfile.SoundFileError) -> str:
     """libsndfile's own words, without the object they are about."""
     return str(getattr(error, "error_string", error)).strip().rstrip(".")
@@ -295,4 +323,3 @@ def _pin_ogg_serial(data: bytes, serial: bytes = b"vall") -> bytes:
         out[start + 22 : start + 26] = int(f"{mirrored:032b}"[::-1], 2).to_bytes(4, "little")
         start = end
     return bytes(out)
-

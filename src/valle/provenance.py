@@ -1,7 +1,7 @@
 """The mark that every generated file carries: synthetic, by which model, from which seed.
 
 It is plain text in the tags that wav (LIST/INFO), flac, opus and mp3 all have, as a sentence for people and as
-``key=value`` pairs for programs. It holds no date and no text of the user's, so that one seed gives one file, and nobody's
+``key=value`` pairs for programs. It holds no date and nothing of the text, so that one seed gives one file and nobody's
 words leave in it unasked. Raw PCM has no place for it. A tag can be removed: it informs, it does not protect.
 """
 

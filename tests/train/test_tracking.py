@@ -6,6 +6,7 @@ import wave
 
 import torch
 
+from valle.provenance import read_provenance
 from valle.train.tracking import Tracker
 
 
@@ -45,6 +46,13 @@ def test_audio_and_tensorboard(tmp_path, capsys):
         path = tracker.audio(1, "dev/spoken", torch.tensor([[[0.0, 2.0, -1.0, math.nan]]]), 24000)
         tracker.note("a remark")
         tracker.close()  # and again on leaving
+    assert read_provenance(path) is None
+    spoken = tmp_path / "spoken"
+    with Tracker(spoken, 2, tensorboard=False, progress=False) as tracker:
+        marked = tracker.audio(1, "said", torch.zeros(5), 24000, {"synthetic": True, "model": "tiny"})
+    mark = read_provenance(marked)
+    assert mark is not None
+    assert mark["model"] == "tiny"
     with wave.open(str(path), "rb") as file:
         assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (24000, 1, 4)
         assert torch.frombuffer(bytearray(file.readframes(4)), dtype=torch.int16).tolist() == [0, 32767, -32767, 0]

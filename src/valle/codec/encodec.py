@@ -145,9 +145,10 @@ class EnCodec(Codec):
 
         NOTE: the fingerprint changes with the form of the weights, so fold before the first codes are stored.
         """
-        for module in self.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
+        with torch.enable_grad():  # without gradients PyTorch would leave a plain tensor, not a parameter
+            for module in self.modules():
+                if parametrize.is_parametrized(module, "weight"):
+                    parametrize.remove_parametrizations(module, "weight")
         self.config = replace(self.config, weight_norm=False)
 
     def config_dict(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@ handful of entries on a small corpus, which is why the moving averages are not o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,9 @@ def kmeans(x: Tensor, n_clusters: int, n_iters: int, generator: torch.Generator 
 
 def nearest(x: Tensor, embed: Tensor) -> Tensor:
     """Index of the closest codebook entry. x [N, D], embed [C, D] -> [N] int64."""
-    # |x|² is the same for every entry, so it is left out of the comparison.
-    return (x @ embed.t()).mul_(2).sub_(embed.pow(2).sum(1)).argmax(dim=1)
+    # |x|² is the same for every entry, so it is left out of the comparison. In half precision near entries would tie.
+    with torch.autocast(x.device.type, enabled=False):
+        return (x @ embed.t()).mul_(2).sub_(embed.pow(2).sum(1)).argmax(dim=1)
 
 
 def _choose(n: int, k: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -62,6 +64,12 @@ class Codebook(nn.Module):
         self.register_buffer("ema_sum", torch.zeros(codebook_size, dim))
         self.register_buffer("ema_count", torch.zeros(codebook_size))
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}ema_count" not in state_dict:  # a stored codec has the entries only; training goes on from them
+            self.ema_count.fill_(1)
+            self.ema_sum.copy_(self.embed)
+
     def encode(self, x: Tensor) -> Tensor:
         """x [N, D] -> ids [N]."""
         return nearest(x, self.embed)
@@ -74,14 +82,14 @@ class Codebook(nn.Module):
     def update(self, x: Tensor, ids: Tensor, decay: float, dead_below: float, generator: torch.Generator | None) -> None:
         """Move the entries towards the vectors assigned to them, and revive the dead.
 
-        x [N, D], ids [N]; an entry is dead when it is used less than ``dead_below`` times what an even use would give.
+        x [N, D], ids [N]; an entry is dead when its average use is below ``dead_below`` times the mean of all.
         """
         counts = torch.bincount(ids, minlength=len(self.embed)).to(x.dtype)
         sums = torch.zeros_like(self.embed).index_add_(0, ids, x)
         self.ema_count.mul_(decay).add_(counts, alpha=1 - decay)
         self.ema_sum.mul_(decay).add_(sums, alpha=1 - decay)
         self.embed.copy_(self.ema_sum / self.ema_count.clamp(min=1e-5).unsqueeze(1))
-        threshold = dead_below * len(x) / len(self.embed)
+        threshold = dead_below * self.ema_count.mean()
         dead = self.ema_count < threshold
         n_dead = int(dead.sum())
         if n_dead:
@@ -122,7 +130,7 @@ class ResidualVectorQuantizer(nn.Module):
     def encode(self, z: Tensor, n_quantizers: int | None = None) -> Tensor:
         """z [B, D, T] -> codes [B, K, T] int64, K = ``n_quantizers`` or all."""
         batch, _, frames = z.shape
-        residual = z.transpose(1, 2).reshape(-1, self.dim)  # [B*T, D]
+        residual = z.to(self._codebook(0).embed.dtype).transpose(1, 2).reshape(-1, self.dim)  # [B*T, D]
         codes = []
         for k in range(n_quantizers or self.n_quantizers):
             ids = self._codebook(k).encode(residual)
@@ -156,7 +164,7 @@ class ResidualVectorQuantizer(nn.Module):
             generator: chooses the replacements.
         """
         batch, dim, frames = z.shape
-        target = z.transpose(1, 2)  # [B, T, D]
+        target = z.to(self._codebook(0).embed.dtype).transpose(1, 2)  # [B, T, D], autocast may give halves
         residual, total, losses, codes = target, torch.zeros_like(target), [], []
         for k in range(self.n_quantizers):
             codebook = self._codebook(k)
@@ -179,7 +187,7 @@ class ResidualVectorQuantizer(nn.Module):
     @torch.no_grad()
     def initialise(self, z: Tensor, n_iters: int = 10, generator: torch.Generator | None = None) -> None:
         """k-means, codebook after codebook, over z [B, D, T]; the more frames the better, at least ``codebook_size``."""
-        residual = z.transpose(1, 2).reshape(-1, self.dim)
+        residual = z.to(self._codebook(0).embed.dtype).transpose(1, 2).reshape(-1, self.dim)
         for k in range(self.n_quantizers):
             codebook = self._codebook(k)
             codebook.initialise(residual, n_iters, generator)

@@ -16,13 +16,14 @@ Reading needs torch and safetensors alone. ``valle.data.prepare`` builds packs.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from valle.config import from_dict
+from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 
 FORMAT = 1
@@ -88,7 +89,7 @@ class PackSplit:
         index, n_frames, n_phonemes, speakers = [], [], [], []
         for number, path in enumerate(paths):
             if not path.is_file():
-                raise ValleError(f"the pack lacks its shard {path}; build it again with `valle prepare`")
+                raise ValleError(f"the pack lacks its shard {path}; build the pack again")
             with safe_open(path, framework="pt") as file:
                 # NOTE safetensors maps the file into memory: nothing is read before it is used.
                 shard = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -141,7 +142,7 @@ class Pack:
         path = self.folder / INFO_FILE
         if not path.is_file():
             raise ValleError(
-                f"{self.folder} is not a packed dataset: it has no {INFO_FILE}; make one with `valle prepare`"
+                f"{self.folder} is not a packed dataset: it has no {INFO_FILE}; make one with valle.data.prepare"
             )
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
@@ -180,6 +181,54 @@ class Pack:
                     f"the pack {self.folder} was made with the {what} {have}, but {need} is needed; "
                     f"build the pack again with that {what}"
                 )
+
+
+@dataclass(frozen=True)
+class PackedUtterance:
+    """What a pack holds of one utterance."""
+
+    id: str
+    """As in the manifest."""
+    phonemes: Tensor
+    """[S] ids, of any integer type."""
+    codes: Tensor
+    """[8, T], of any integer type."""
+    speaker: int = -1
+    """Index into ``PackInfo.speakers``, -1 when not known."""
+
+
+def write_shard(
+    path: Path,
+    utterances: Sequence[PackedUtterance],
+    info: PackInfo,
+    *,
+    compact: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one file of a pack, whole or not at all; ``metadata`` is kept beside the ids."""
+    from safetensors.torch import save_file
+
+    codes = torch.cat(
+        [u.codes.to(torch.int16) for u in utterances] or [torch.zeros(info.n_quantizers, 0).short()], dim=1
+    )
+    phonemes = torch.cat([u.phonemes.to(torch.int16) for u in utterances] or [torch.zeros(0).short()])
+    tensors = {
+        "codes_10bit" if compact else "codes": pack_bits(codes) if compact else codes.contiguous(),
+        "code_offsets": torch.tensor([0, *(u.codes.shape[1] for u in utterances)]).cumsum(0),
+        "phonemes": phonemes,
+        "phoneme_offsets": torch.tensor([0, *(len(u.phonemes) for u in utterances)]).cumsum(0),
+        "speakers": torch.tensor([u.speaker for u in utterances], dtype=torch.int32),
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"ids": json.dumps([u.id for u in utterances]), **(metadata or {})})
+    temporary.replace(path)
+
+
+def write_info(folder: Path, info: PackInfo) -> None:
+    """Write ``dataset.json``; do it last, since a folder without it is no pack."""
+    temporary = folder / f".{INFO_FILE}.tmp"
+    temporary.write_text(json.dumps(to_dict(info), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(folder / INFO_FILE)
 
 
 def pack_bits(codes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ build that was stopped goes on where it was: a shard that is complete and made f
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -26,7 +27,14 @@ from tqdm import tqdm
 
 from valle.config import to_dict
 from valle.data.corpus import Utterance, load_wav, read_manifest
-from valle.data.pack import INFO_FILE, PHONEMES_FILE, PackInfo, ShardInfo, pack_bits
+from valle.data.pack import (
+    PHONEMES_FILE,
+    PackedUtterance,
+    PackInfo,
+    ShardInfo,
+    write_info,
+    write_shard,
+)
 from valle.errors import ValleError
 
 if TYPE_CHECKING:
@@ -55,6 +63,10 @@ class PrepareConfig:
     """Longer recordings are left out."""
     shard_hours: float = 1.0
     """Length of one file of the pack; a stopped build loses at most this much."""
+    trim: bool = True
+    """Cut silence off both ends, as is done with references."""
+    normalise: bool = True
+    """Bring all to one level, that of references."""
     compact: bool = False
     """Store ten bits a code instead of sixteen."""
 
@@ -99,23 +111,9 @@ def build_pack(
     for split in splits:
         if not any(u.split == split for u in utterances):
             raise ValleError(f"no manifest given has an utterance in the split {split!r}")
-    speakers = sorted({u.speaker for u in utterances if u.speaker is not None})
     codec = codec.to(device).eval()
     out.mkdir(parents=True, exist_ok=True)
     inventory.save(out / PHONEMES_FILE)
-    maker = _ShardMaker(codec, inventory, phonemize, config, {name: i for i, name in enumerate(speakers)}, device)
-    shards: list[ShardInfo] = []
-    rejected: list[dict[str, str]] = []
-    with tqdm(total=len(utterances), desc="prepare", unit="utterance", file=sys.stderr, dynamic_ncols=True) as bar:
-        for split in splits:
-            for number, part in enumerate(_parts([u for u in utterances if u.split == split], config.shard_hours)):
-                shard, left_out = maker.make(out / f"{split}-{number:05d}.safetensors", split, part, bar)
-                shards.append(shard)
-                rejected += left_out
-    for split in splits:
-        if not sum(s.utterances for s in shards if s.split == split):
-            reasons = dict(Counter(r["reason"] for r in rejected if r["split"] == split))
-            raise ValleError(f"every utterance of the split {split!r} was left out: {reasons}")
     info = PackInfo(
         codec_fingerprint=codec.fingerprint(),
         inventory_version=inventory.version,
@@ -124,82 +122,71 @@ def build_pack(
         frame_rate=codec.frame_rate,
         n_quantizers=codec.n_quantizers,
         codebook_size=codec.codebook_size,
-        speakers=tuple(speakers),
-        shards=tuple(shards),
-        rejected={s: dict(Counter(r["reason"] for r in rejected if r["split"] == s)) for s in splits},
+        speakers=tuple(sorted({u.speaker for u in utterances if u.speaker is not None})),
     )
+    maker = _ShardMaker(info, codec, inventory, phonemize, config, device)
+    shards: list[ShardInfo] = []
+    rejected: list[dict[str, str]] = []
+    with tqdm(total=len(utterances), desc="prepare", unit="utterance", file=sys.stderr, dynamic_ncols=True) as bar:
+        for split in splits:
+            for number, part in enumerate(_parts([u for u in utterances if u.split == split], config.shard_hours)):
+                shard, left_out = maker.make(out / f"{split}-{number:05d}.safetensors", split, part, bar)
+                shards.append(shard)
+                rejected += left_out
+    reasons = {split: dict(Counter(r["reason"] for r in rejected if r["split"] == split)) for split in splits}
+    for split in splits:
+        if not sum(s.utterances for s in shards if s.split == split):
+            raise ValleError(f"every utterance of the split {split!r} was left out: {reasons[split]}")
     (out / "rejected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rejected), encoding="utf-8")
-    temporary = out / f".{INFO_FILE}.tmp"
-    temporary.write_text(json.dumps(to_dict(info), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(out / INFO_FILE)  # last: a folder without it is no pack
+    info = dataclasses.replace(info, shards=tuple(shards), rejected=reasons)
+    write_info(out, info)
     return info
 
 
-@dataclass
 class _ShardMaker:
     """Makes one shard after the other."""
 
-    codec: Codec
-    inventory: PhonemeInventory
-    phonemize: Phonemize
-    config: PrepareConfig
-    speakers: dict[str, int]
-    device: str | torch.device
+    def __init__(
+        self,
+        info: PackInfo,
+        codec: Codec,
+        inventory: PhonemeInventory,
+        phonemize: Phonemize,
+        config: PrepareConfig,
+        device: str | torch.device,
+    ) -> None:
+        self.info, self.codec, self.inventory, self.config = info, codec, inventory, config
+        self.phonemize, self.device = phonemize, device
+        self.speakers = {name: i for i, name in enumerate(info.speakers)}
 
     def make(
         self, path: Path, split: str, utterances: list[Utterance], bar: tqdm[Any]
     ) -> tuple[ShardInfo, list[dict[str, str]]]:
         """Write one shard, or keep the one that is there; returns it and what was left out of it."""
-        from safetensors.torch import save_file
-
         key = self._key(utterances)
         metadata = _metadata(path)
         if metadata.get("key") == key:
             bar.update(len(utterances))
         else:
-            tensors, ids, left_out = self._encode(split, utterances, bar)
-            metadata = {"key": key, "ids": json.dumps(ids), "rejected": json.dumps(left_out)}
-            temporary = path.with_name(f".{path.name}.tmp")
-            save_file(tensors, temporary, metadata=metadata | {"frames": str(int(tensors["code_offsets"][-1]))})
-            temporary.replace(path)
+            packed: list[PackedUtterance] = []
+            left_out: list[dict[str, str]] = []
+            for utterance in utterances:
+                try:
+                    packed.append(self._encode(utterance))
+                except _Rejected as reason:
+                    detail = str(reason.__cause__ or "")
+                    left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
+                bar.update()
+            n_frames = sum(u.codes.shape[1] for u in packed)
+            extra = {"key": key, "n_frames": str(n_frames), "rejected": json.dumps(left_out)}
+            write_shard(path, packed, self.info, compact=self.config.compact, metadata=extra)
             metadata = _metadata(path)
-        hours = int(metadata["frames"]) / self.codec.frame_rate / 3600
-        shard = ShardInfo(path.name, split, len(json.loads(metadata["ids"])), round(hours, 4))
+        hours = int(metadata["n_frames"]) / self.info.frame_rate / 3600
         rejected: list[dict[str, str]] = json.loads(metadata["rejected"])
-        return shard, rejected
+        return ShardInfo(path.name, split, len(json.loads(metadata["ids"])), round(hours, 4)), rejected
 
-    def _encode(
-        self, split: str, utterances: list[Utterance], bar: tqdm[Any]
-    ) -> tuple[dict[str, Tensor], list[str], list[dict[str, str]]]:
-        codes: list[Tensor] = []
-        phonemes: list[Tensor] = []
-        speakers: list[int] = []
-        ids: list[str] = []
-        left_out: list[dict[str, str]] = []
-        for utterance in utterances:
-            try:
-                phonemes_i, codes_i = self._one(utterance)
-            except _Rejected as reason:
-                detail = str(reason.__cause__ or "")
-                left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
-            else:
-                phonemes.append(phonemes_i)
-                codes.append(codes_i)
-                speakers.append(-1 if utterance.speaker is None else self.speakers[utterance.speaker])
-                ids.append(utterance.id)
-            bar.update()
-        all_codes = torch.cat(codes, dim=1) if codes else torch.zeros(self.codec.n_quantizers, 0, dtype=torch.int16)
-        tensors = {
-            "code_offsets": _offsets([c.shape[1] for c in codes]),
-            "phonemes": torch.cat(phonemes) if phonemes else torch.zeros(0, dtype=torch.int16),
-            "phoneme_offsets": _offsets([len(p) for p in phonemes]),
-            "speakers": torch.tensor(speakers, dtype=torch.int32),
-        }
-        tensors |= {"codes_10bit": pack_bits(all_codes)} if self.config.compact else {"codes": all_codes}
-        return tensors, ids, left_out
-
-    def _one(self, utterance: Utterance) -> tuple[Tensor, Tensor]:
-        """phonemes [S] int16 and codes [8, T] int16 of one utterance, or ``_Rejected``."""
+    def _encode(self, utterance: Utterance) -> PackedUtterance:
+        """Phonemes and codes of one utterance, or ``_Rejected``."""
         if not (utterance.text or "").strip():
             raise _Rejected("no text")
         assert utterance.text is not None
@@ -207,24 +194,36 @@ class _ShardMaker:
             ids = self.inventory.encode(list(self.phonemize(utterance.text, utterance.lang)))
         except ValleError as error:
             raise _Rejected("text that cannot be phonemised") from error
-        try:
-            wav = load_wav(utterance, self.codec.sample_rate)  # [1, N]
-        except ValleError as error:
-            raise _Rejected("unreadable audio") from error
-        seconds = wav.shape[-1] / self.codec.sample_rate
+        wav = self._load(utterance)  # [1, N]
+        seconds = wav.shape[1] / self.codec.sample_rate
         if seconds < self.config.min_seconds:
             raise _Rejected(f"shorter than {self.config.min_seconds:g} s")
         if seconds > self.config.max_seconds:
             raise _Rejected(f"longer than {self.config.max_seconds:g} s")
-        if not torch.isfinite(wav).all() or float(wav.abs().max()) < SILENCE_PEAK:
-            raise _Rejected("silent or not finite audio")
         if len(ids) / seconds > MAX_PHONEMES_PER_S:
             raise _Rejected("more text than its audio can hold")
         if len(ids) / seconds < MIN_PHONEMES_PER_S:
             raise _Rejected("more audio than its text can fill")
         with torch.inference_mode():
-            codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0]  # [8, T]
-        return torch.tensor(ids, dtype=torch.int16), codes.to("cpu", torch.int16)
+            codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu()  # [8, T]
+        speaker = -1 if utterance.speaker is None else self.speakers[utterance.speaker]
+        return PackedUtterance(utterance.id, torch.tensor(ids), codes, speaker)
+
+    def _load(self, utterance: Utterance) -> Tensor:
+        """wav [1, N], made ready as ``valle.audio.load_reference`` makes the prompts that the models will be given."""
+        from valle.audio import normalise_loudness, trim_silence
+
+        try:
+            wav = load_wav(utterance, self.codec.sample_rate)  # [1, N]
+        except ValleError as error:
+            raise _Rejected("unreadable audio") from error
+        if float(wav.abs().max()) < SILENCE_PEAK:
+            raise _Rejected("silent audio")
+        if self.config.trim:
+            wav = trim_silence(wav, self.codec.sample_rate)
+        if self.config.normalise:
+            wav = normalise_loudness(wav, self.codec.sample_rate)
+        return wav
 
     def _key(self, utterances: list[Utterance]) -> str:
         """What a shard was made from; another key means that it must be made again."""
@@ -250,11 +249,6 @@ def _parts(utterances: list[Utterance], hours: float) -> list[list[Utterance]]:
     return parts
 
 
-def _offsets(lengths: list[int]) -> Tensor:
-    """Lengths of n items -> where each starts, and the end: [n + 1] int64."""
-    return torch.tensor([0, *lengths]).cumsum(0)
-
-
 def _metadata(path: Path) -> dict[str, str]:
     """The metadata of a shard; empty when it is not there or damaged."""
     from safetensors import SafetensorError, safe_open
@@ -268,15 +262,14 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _espeak() -> Phonemize:
     """Normaliser and espeak, one phonemizer a language."""
-    from valle.text import Phonemizer, normalise
+    from valle.text import Phonemizer
 
     made: dict[str, Phonemizer] = {}
 
     def phonemize(text: str, lang: str) -> Sequence[str]:
-        lang = "en-us" if lang == "en" else lang
         if lang not in made:
             made[lang] = Phonemizer(lang)
-        return made[lang](normalise(text, lang))
+        return made[lang](text)
 
     return phonemize
 

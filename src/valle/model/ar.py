@@ -1,12 +1,13 @@
 """The autoregressive model: phonemes and a few frames of a voice in, codebook 1 of the speech out (paper §4.2.1).
 
-One causal transformer over ``[phonemes, <eos>, codes, <eos>]``. Phonemes and codes have their own embedding tables and their own
-positions, each counted from 0. The acoustic prompt is nothing but the beginning of the codes: to clone a voice, its
-transcript goes before the text and its codes before those to come; to continue a recording (VALL-E-continual), the phonemes are
-the whole transcript and the codes its first seconds. An empty prompt is the paper's ablation, a random voice.
+One causal transformer over ``[phonemes, <eos>, codes, <eos>]``. Phonemes and codes have embedding tables and positions
+of their own, each counted from 0. The acoustic prompt is nothing but the beginning of the codes. To clone a voice, its
+transcript goes before the text and its codes before those to come; to continue a recording (VALL-E-continual), the
+phonemes are the whole transcript and the codes its first seconds. With an empty prompt, the paper's ablation, the voice
+is left to chance.
 
-Rows of a batch are packed: a row's codes follow its own ``<eos>`` at once and all padding stands at the end, where causality hides it
-from everything that counts. No mask is needed in training, which leaves the fastest attention kernels in play.
+Rows of a batch are packed: the codes of a row follow its own ``<eos>`` at once and all padding stands at the end, where
+causality hides it from everything that counts. So training needs no mask, and the fastest attention kernels apply.
 
 As in the paper the output layer is the acoustic embedding, and phonemes too are read causally; both are config values.
 """
@@ -14,7 +15,7 @@ As in the paper the output layer is the acoustic embedding, and phonemes too are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ from valle.model.transformer import (
 )
 
 StopReason = Literal["eos", "max_frames"]
-"""Why an utterance ended: the model drew its end, or the limit was reached (the speech is then probably cut or looping)."""
+"""Why an utterance ended: the model drew its end, or reached the limit (the speech is then probably cut, or a loop)."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class ARConfig:
     """Size of the phoneme inventory. The model's own <eos> is one id after it."""
     codebook_size: int = 1024
     """Entries of codebook 1."""
-    transformer: TransformerConfig = TransformerConfig()
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
     """The transformer's size."""
     tie_weights: bool = True
     """The output layer is the acoustic embedding, as in the paper; False gives it weights of its own."""
     phoneme_attention: Literal["causal", "full"] = "causal"
-    """"full" lets the phonemes see each other in both directions (a prefix language model); the paper is causal everywhere."""
+    """"full" lets phonemes see those after them too (a prefix language model); the paper is causal everywhere."""
 
     def __post_init__(self) -> None:
         if self.n_phonemes < 1 or self.codebook_size < 1:
-            raise ValleError(f"n_phonemes is {self.n_phonemes}, codebook_size {self.codebook_size}; both must be at least 1")
+            raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
 
 
 class ARBatch(NamedTuple):
@@ -75,9 +76,11 @@ class ARBatch(NamedTuple):
 class ARStep(NamedTuple):
     """One frame of a batch being spoken; lists of length B."""
 
-    codes: list[int | None]  # None for a row that has ended
-    log_probs: list[float]  # of what was drawn, <eos> included, under the model's own distribution; 0 once a row has ended
-    stop_reasons: list[StopReason | None]  # None while a row goes on
+    codes: list[int | None]  # None: the row has ended
+    log_probs: list[
+        float
+    ]  # of what was drawn, be it <eos>, under the model's own distribution; 0 once the row has ended
+    stop_reasons: list[StopReason | None]  # None: the row goes on
 
 
 class ARResult(NamedTuple):
@@ -85,7 +88,7 @@ class ARResult(NamedTuple):
 
     codes: list[Tensor]  # of row i [t_i] int64, without prompt and <eos>
     stop_reasons: list[StopReason]
-    log_probs: Tensor  # [B] float32, mean over what was drawn: higher is more typical, to choose among candidates
+    log_probs: Tensor  # [B] float32, the mean over what was drawn, to choose among candidates
 
 
 @dataclass
@@ -99,7 +102,7 @@ class ARState:
 
 
 class AR(nn.Module):
-    """Phonemes and the first codes in, the next codes out. ``eos_id`` ends the codes; ``phoneme_eos_id`` ends the phonemes."""
+    """Phonemes and some codes in, the next code out. ``phoneme_eos_id`` ends the phonemes, ``eos_id`` the codes."""
 
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class AR(nn.Module):
         self.positions = SinusoidalPositions(dim)
         self.transformer = Transformer(config.transformer)
         # No second name for tied weights: a checkpoint then holds them once.
-        self.output = None if config.tie_weights else nn.Linear(dim, config.codebook_size + 1, bias=False)
+        self.output_emb = None if config.tie_weights else Embedding(config.codebook_size + 1, dim)
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> AR:
@@ -140,11 +143,11 @@ class AR(nn.Module):
         return self._logits(h.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1])))
 
     def loss(self, logits: Tensor, batch: ARBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy over the codes and each row's ``<eos>``, and metrics (see ``token_loss``); padding trains nothing."""
+        """Mean cross-entropy over the codes and the ``<eos>`` of each row; the metrics are those of ``token_loss``."""
         t = torch.arange(logits.shape[1], device=logits.device)
         end = batch.code_lens.unsqueeze(1)
-        targets = F.pad(batch.codes, (0, 1)).masked_fill(t == end, self.eos_id).masked_fill(t > end, IGNORE_INDEX)  # [B, T + 1]
-        return token_loss(logits, targets)
+        targets = F.pad(batch.codes, (0, 1))  # [B, T + 1]
+        return token_loss(logits, targets.masked_fill(t == end, self.eos_id).masked_fill(t > end, IGNORE_INDEX))
 
     # Generation
 
@@ -156,33 +159,33 @@ class AR(nn.Module):
         prompt: Tensor,
         prompt_lens: Tensor,
         *,
+        sampling: SamplingConfig,
         max_frames: int | Tensor,
         min_frames: int | Tensor = 0,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
         generators: Sequence[torch.Generator] | None = None,
         on_frame: Callable[[int], None] | None = None,
     ) -> ARResult:
-        """Speak a batch to its end; arguments as for ``steps``. ``on_frame`` is told the number of frames so far, for progress."""
+        """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far."""
         codes: list[list[int]] = [[] for _ in phonemes]
-        log_probs: list[list[float]] = [[] for _ in phonemes]
-        reasons: list[StopReason | None] = [None] * len(phonemes)
+        log_probs = [0.0 for _ in phonemes]
+        reasons: list[StopReason | None] = []
         steps = self.steps(
             phonemes, phoneme_lens, prompt, prompt_lens,
-            max_frames=max_frames, min_frames=min_frames, sampling=sampling, generators=generators,
+            sampling=sampling, max_frames=max_frames, min_frames=min_frames, generators=generators,
         )  # fmt: skip
         for n, step in enumerate(steps, start=1):
             for i, code in enumerate(step.codes):
-                if reasons[i] is None:
-                    log_probs[i].append(step.log_probs[i])
+                log_probs[i] += step.log_probs[i]
                 if code is not None:
                     codes[i].append(code)
             reasons = step.stop_reasons
             if on_frame is not None:
                 on_frame(n)
+        n_drawn = [len(row) + (reason == "eos") for row, reason in zip(codes, reasons, strict=True)]
         return ARResult(
             [torch.tensor(row, dtype=torch.int64, device=phonemes.device) for row in codes],
             [reason for reason in reasons if reason is not None],
-            torch.tensor([sum(row) / len(row) for row in log_probs], device=phonemes.device),
+            torch.tensor(log_probs, device=phonemes.device) / torch.tensor(n_drawn, device=phonemes.device),
         )
 
     @torch.no_grad()
@@ -193,9 +196,9 @@ class AR(nn.Module):
         prompt: Tensor,
         prompt_lens: Tensor,
         *,
+        sampling: SamplingConfig,
         max_frames: int | Tensor,
         min_frames: int | Tensor = 0,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
         generators: Sequence[torch.Generator] | None = None,
     ) -> Iterator[ARStep]:
         """Speak a batch frame by frame, until every row has drawn ``<eos>`` or reached its limit.
@@ -205,38 +208,124 @@ class AR(nn.Module):
             phoneme_lens: [B].
             prompt: [B, T'] codebook 1 of the prompt; T' may be 0.
             prompt_lens: [B].
+            sampling: how codes are drawn.
             max_frames: most new frames, for all rows or [B].
             min_frames: ``<eos>`` is not drawn before so many new frames, for all rows or [B].
-            sampling: how codes are drawn.
-            generators: one a row; a row gives the same codes alone and in any batch. None: torch's own random state.
+            generators: one a row, fresh: a row then gives the same codes alone and in any batch. None: torch's own.
 
         Raises:
             ValleError: min_frames above max_frames, or max_frames below 1.
         """
         assert not self.training, "call eval() before generating: dropout is on"
         n_rows, device = len(phonemes), phonemes.device
-        most = _per_row(max_frames, n_rows)
-        least = _per_row(min_frames, n_rows)
-        if min(most) < 1 or any(a > b for a, b in zip(least, most, strict=True)):
-            raise ValleError(f"min_frames is {least} and max_frames {most}; max_frames must be at least 1 and min_frames")
+        most, least = _per_row(max_frames, n_rows), _per_row(min_frames, n_rows)
+        for low, high in zip(least, most, strict=True):
+            if high < max(low, 1):
+                raise ValleError(f"max_frames is {high}; it must be at least 1, and not below min_frames, {low}")
         generators = [torch.default_generator] * n_rows if generators is None else list(generators)
         assert len(generators) == n_rows, f"{len(generators)} generators for {n_rows} rows"
 
         logits, state = self.prefill(phonemes, phoneme_lens, prompt, prompt_lens, max(most))  # [B, codebook_size + 1]
         recent = _last_codes(prompt, prompt_lens, sampling.ras_window) if sampling.repetition_aware else None
+        earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
         for n in range(max(most)):
-            log_probs = logits.log_softmax(dim=-1)
-            if n < max(least):
-                is_early = torch.tensor([n < a for a in least], device=device)
-                logits[:, self.eos_id].masked_fill_(is_early, -torch.inf)
+            log_probs = logits.log_softmax(dim=-1)  # the model's own, before <eos> is held back
+            logits[:, self.eos_id].masked_fill_(n < earliest, -torch.inf)
             tokens = sample(logits, sampling, generators, recent)  # [B]
-            drawn = tokens.tolist()
-            log_prob = log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
-            step = ARStep([None] * n_rows, [0.0] * n_rows, reasons)
-            reasons = list(reasons)
-            for i in range(n_rows):
+            log_probs = log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)  # [B]
+
+            codes: list[int | None] = [None] * n_rows
+            values = [0.0] * n_rows
+            for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
                 if reasons[i] is not None:
                     continue
-                ...
-            yield step
+                values[i] = value
+                if token == self.eos_id:
+                    reasons[i] = "eos"
+                else:
+                    codes[i] = token
+                    reasons[i] = "max_frames" if n + 1 == most[i] else None
+            yield ARStep(codes, values, list(reasons))
+            if None not in reasons:
+                return
+            if recent is not None:
+                recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
+            logits = self.decode(tokens, state)  # rows that have ended are carried along; nobody reads them
+
+    def prefill(
+        self, phonemes: Tensor, phoneme_lens: Tensor, prompt: Tensor, prompt_lens: Tensor, max_frames: int
+    ) -> tuple[Tensor, ARState]:
+        """Read phonemes and prompt, with arguments as for ``steps``.
+
+        Returns:
+            logits [B, codebook_size + 1] float32 of the first new code, and the state for up to ``max_frames`` of them.
+        """
+        x, text_lens = self._embed(phonemes, phoneme_lens, prompt, prompt_lens)  # [B, S + 1 + T', D]
+        lens = text_lens + prompt_lens  # [B]
+        longest = int(lens.max())
+        x = x[:, :longest]
+        cache = KVCache(self.config.transformer, len(x), longest + max_frames, like=x)
+        h = self._transform(x, text_lens, cache)  # [B, longest, D]
+        mask = None
+        if bool((lens < longest).any()):
+            column = torch.arange(cache.max_len, device=x.device)
+            mask = ((column < lens.unsqueeze(1)) | (column >= longest)).view(len(x), 1, 1, -1)  # [B, 1, 1, max_len]
+        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask)
+        return self._logits(h[torch.arange(len(x), device=x.device), lens - 1]).float(), state
+
+    def decode(self, codes: Tensor, state: ARState) -> Tensor:
+        """Read one more code of each row, codes [B], and advance ``state``.
+
+        Returns:
+            logits [B, codebook_size + 1] float32 of the code after it.
+        """
+        x = self.code_emb(codes) + F.embedding(state.positions, self.positions(state.max_position))  # [B, D]
+        mask = None if state.mask is None else state.mask[..., : state.cache.length + 1]
+        h = self.transformer(x.unsqueeze(1), mask=mask, cache=state.cache)  # [B, 1, D]
+        state.positions = state.positions + 1
+        return self._logits(h.squeeze(1)).float()
+
+    # What both share
+
+    def _embed(self, phonemes: Tensor, phoneme_lens: Tensor, codes: Tensor, code_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Packed rows ``phonemes <eos> codes padding`` [B, S + 1 + T, D], and in which column their codes begin [B]."""
+        n_text = phonemes.shape[1] + 1
+        length = n_text + codes.shape[1]
+        # Padding becomes a valid token, whatever the caller put there; where the phonemes end, that is their <eos>.
+        text = F.pad(phonemes, (0, 1)).where(padding_mask(phoneme_lens, n_text), self.phoneme_eos_id)  # [B, S + 1]
+        codes = codes.where(padding_mask(code_lens, codes.shape[1]), self.eos_id)  # [B, T]
+        text_lens = phoneme_lens + 1
+
+        column = torch.arange(length, device=phonemes.device)
+        begin = text_lens.unsqueeze(1)
+        is_text = column < begin  # [B, S + 1 + T]
+        source = torch.where(is_text, column, column + n_text - begin).clamp(max=length - 1)
+        position = torch.where(is_text, column, column - begin)
+        # One look-up in the two tables, codes numbered after the phonemes.
+        ids = torch.cat([text, codes + self.phoneme_emb.num_embeddings], dim=1).gather(1, source)
+        tables = torch.cat([self.phoneme_emb.weight, self.code_emb.weight])
+        x = F.embedding(ids, tables) + F.embedding(position, self.positions(length))
+        return x, text_lens
+
+    def _transform(self, x: Tensor, text_lens: Tensor, cache: KVCache | None = None) -> Tensor:
+        if self.config.phoneme_attention == "causal":
+            return self.transformer(x, causal=True, cache=cache)  # type: ignore[no-any-return]
+        column = torch.arange(x.shape[1], device=x.device)
+        mask = (column <= column.unsqueeze(1)) | (column < text_lens.view(-1, 1, 1))  # [B, L, L]
+        return self.transformer(x, mask=mask.unsqueeze(1), cache=cache)  # type: ignore[no-any-return]
+
+    def _logits(self, h: Tensor) -> Tensor:
+        """h [..., D] -> [..., codebook_size + 1]."""
+        return F.linear(h, (self.output_emb or self.code_emb).weight)
+
+
+def _per_row(value: int | Tensor, n_rows: int) -> list[int]:
+    values: list[int] = [value] * n_rows if isinstance(value, int) else value.tolist()
+    return values
+
+
+def _last_codes(prompt: Tensor, prompt_lens: Tensor, n: int) -> Tensor:
+    """The last n codes of each prompt, [B, n]; -1 on the left of shorter ones."""
+    index = prompt_lens.unsqueeze(1) - n + torch.arange(n, device=prompt.device)  # [B, n]
+    return F.pad(prompt, (0, 1)).gather(1, index.clamp(min=0)).where(index >= 0, -1)

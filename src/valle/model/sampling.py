@@ -1,9 +1,9 @@
-"""From logits to a token: temperature, top-k, top-p and repetition-aware sampling, a whole batch at once.
+"""From logits to a token: temperature, top-k, top-p and repetition-aware sampling, for a whole batch at once.
 
-The paper samples and says no more. Repetition-aware sampling is VALL-E 2's (arXiv 2406.05370, §3.3): a token that already fills
-too much of the last frames is drawn again from the model's whole distribution, which breaks loops without a penalty.
+The paper samples and says no more. Repetition-aware sampling is VALL-E 2's (arXiv 2406.05370): a token that already
+fills too much of the last frames is drawn again, from the model's whole distribution; loops end, nothing is penalised.
 
-Every row has its own generator, so that what is drawn for an utterance does not depend on its neighbours in the batch.
+Each row has its own generator, so that what is drawn for an utterance does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SamplingConfig:
     top_p: float = 1.0
     """Only the smallest set of tokens whose probabilities reach this sum may be drawn; 1 for all."""
     repetition_aware: bool = False
-    """Draw a token again, at temperature 1 and from all tokens, when it already fills more than ras_threshold of the last ones."""
+    """Draw again, from all tokens and at temperature 1, when a token already fills too much of the last ones."""
     ras_window: int = 10
     """How many of the last tokens repetition-aware sampling looks at (K in VALL-E 2)."""
     ras_threshold: float = 0.1
@@ -37,29 +37,34 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValleError(f"temperature is {self.temperature}; it must be 0 (always the likeliest) or more, 1 is usual")
+            raise ValleError(
+                f"temperature is {self.temperature}; it must be 0 (always the likeliest) or more; 1 is usual"
+            )
         if self.top_k < 0:
             raise ValleError(f"top_k is {self.top_k}; it must be 0 (off) or a number of tokens")
         if not 0 < self.top_p <= 1:
             raise ValleError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
         if self.ras_window < 1:
-            raise ValleError(f"ras_window is {self.ras_window}; it must be at least 1 token, 10 is usual")
+            raise ValleError(f"ras_window is {self.ras_window}; it must be at least 1 token; 10 is usual")
         if not 0 <= self.ras_threshold <= 1:
-            raise ValleError(f"ras_threshold is {self.ras_threshold}; it must be a share between 0 and 1, 0.1 is usual")
+            raise ValleError(f"ras_threshold is {self.ras_threshold}; it must be between 0 and 1; 0.1 is usual")
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Apply temperature, top-k and top-p, in this order. logits [B, V] -> [B, V] float32, -inf where nothing may be drawn."""
-    assert config.temperature > 0, "at temperature 0 there is nothing to draw"
+    """Apply temperature, top-k and top-p in this order.
+
+    logits [B, V] -> [B, V] float32; -inf excludes a token, before and after.
+    """
+    assert config.temperature > 0, "at temperature 0 nothing is drawn"
     logits = logits.float() / config.temperature
     if config.top_k == 0 and config.top_p == 1:
         return logits
     ordered, tokens = logits.sort(dim=-1, descending=True)  # [B, V] each
-    if config.top_k:
+    if config.top_k > 0:
         ordered[:, config.top_k :] = -torch.inf
     if config.top_p < 1:
         probs = ordered.softmax(dim=-1)
-        # A token goes when those before it suffice; the one that crosses top_p stays, and so always does the first.
+        # A token goes when those before it suffice: the one that crosses top_p stays, and the first always does.
         ordered = ordered.masked_fill(probs.cumsum(dim=-1) - probs >= config.top_p, -torch.inf)
     return torch.empty_like(logits).scatter_(-1, tokens, ordered)
 
@@ -72,31 +77,31 @@ def sample(
     Args:
         logits: [B, V]; -inf excludes a token.
         config: how to draw.
-        generators: one a row, on any device. At temperature 0 without repetition awareness they are not touched.
-        recent: [B, ras_window] the last tokens of each row, -1 where there are fewer; for repetition-aware sampling.
+        generators: one a row, on any device; always used, or at temperature 0 without repetition awareness never.
+        recent: [B, ras_window] the last tokens, -1 where there are fewer; for repetition-aware sampling.
 
     Returns:
         tokens [B] int64.
     """
     logits = logits.float()
-    if config.temperature == 0:
-        tokens = logits.argmax(dim=-1)  # [B]
-    else:
-        tokens = _draw(filter_logits(logits, config), generators)
+    is_greedy = config.temperature == 0
+    tokens = logits.argmax(dim=-1) if is_greedy else _draw(filter_logits(logits, config), generators)  # [B]
     if not config.repetition_aware:
         return tokens
     assert recent is not None, "repetition-aware sampling needs the recent tokens"
-    assert recent.shape == (len(logits), config.ras_window), f"recent is {tuple(recent.shape)}, not [B, ras_window]"
+    assert recent.shape[1] == config.ras_window, (
+        f"recent holds {recent.shape[1]} tokens, ras_window is {config.ras_window}"
+    )
+    # In double precision, where a count over the window equals the decimal fraction the user wrote.
     share = (recent == tokens.unsqueeze(1)).sum(dim=1).double() / config.ras_window  # [B]
     return torch.where(share > config.ras_threshold, _draw(logits, generators), tokens)
 
 
 def _draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw from softmax(logits) by the Gumbel-max trick: the arg-max of the logits with Gumbel noise is such a draw.
+    """Draw from softmax(logits) [B, V] -> [B]: the arg-max of logits with Gumbel noise is such a draw.
 
-    Unlike a search in cumulated probabilities, rounding can never make it return an excluded token.
+    Unlike a search in cumulated probabilities it can never, by rounding, return an excluded token.
     """
-    noise = torch.stack(
-        [torch.empty(logits.shape[1], device=g.device).exponential_(generator=g).to(logits.device) for g in generators]
-    )  # [B, V]
-    return (logits - noise.log()).argmax(dim=-1)  # [B]
+    n = logits.shape[1]
+    noise = [torch.empty(n, device=g.device).exponential_(generator=g).to(logits.device) for g in generators]
+    return (logits - torch.stack(noise).log()).argmax(dim=-1)

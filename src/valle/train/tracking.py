@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import struct
 import sys
 import time
-import wave
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from valle import provenance
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +108,16 @@ class Tracker:
             self._shown.update({name.rsplit("/", 1)[-1]: f"{value:.4g}" for name, value in numbers.items()})
             self._bar.set_postfix(self._shown, refresh=False)
 
-    def audio(self, step: int, name: str, wav: Tensor, sample_rate: int) -> Path:
-        """Keep a sample: wav [..., N] in [-1, 1] -> ``samples/<name>-<step>.wav`` (16 bit) and TensorBoard."""
+    def audio(self, step: int, name: str, wav: Tensor, sample_rate: int, info: Mapping[str, Any] | None = None) -> Path:
+        """Keep a sample: wav [..., N] in [-1, 1] -> ``samples/<name>-<step>.wav`` (16 bit) and TensorBoard.
+
+        ``info`` says how it was made, as ``Audio.info`` does; a synthetic sample is marked (``valle.provenance``).
+        """
         samples = wav.detach().to("cpu", torch.float32).reshape(-1).nan_to_num().clamp(-1, 1)  # [N]
         path = self.folder / "samples" / f"{name.replace('/', '-')}-{step:08d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(sample_rate)
-            file.writeframes((samples * 32767).round().to(torch.int16).numpy().tobytes())
+        pcm = (samples * 32767).round().to(torch.int16).numpy().tobytes()
+        path.write_bytes(_wav_file(pcm, sample_rate, provenance.tags(info or {}).get("comment", "")))
         if self._writer is not None:
             self._writer.add_audio(name, samples.unsqueeze(0), step, sample_rate)
         return path
@@ -169,3 +171,14 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
+
+
+def _wav_file(pcm: bytes, sample_rate: int, comment: str) -> bytes:
+    """A mono 16-bit wav file with a comment; a bare training machine has no libsndfile."""
+    chunks = [b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)]
+    if comment:
+        text = comment.encode("ascii") + b"\0" * (2 - len(comment) % 2)  # ends in a zero, of even length
+        chunks.append(b"LIST" + struct.pack("<I", len(text) + 12) + b"INFOICMT" + struct.pack("<I", len(text)) + text)
+    chunks.append(b"data" + struct.pack("<I", len(pcm)) + pcm)
+    body = b"WAVE" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body

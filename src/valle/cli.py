@@ -1,0 +1,111 @@
+"""The door for people: `valle COMMAND`. Nothing is imported before a command is known, so `--help` answers at once.
+
+What a user got wrong becomes one sentence and exit code 2; a traceback is a defect of the program.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "say": ("[TEXT...] [-r REF.wav -s REF_TEXT]", "speak a text, in the voice of a recording"),
+    "voice add": ("NAME REF.wav -s REF_TEXT", "keep a voice under a name, for `say --voice NAME`"),
+    "voice list": ("", "the voices there are"),
+    "voice rm": ("NAME", "delete a voice that was added"),
+    "codec encode": ("IN.wav OUT.npz", "speech to codes"),
+    "codec decode": ("IN.npz OUT.wav", "codes to speech"),
+    "codec train": ("CONFIG [--resume]", "train a codec"),
+    "codec eval": ("...", "measure a codec"),
+    "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
+    "train": ("ar|nar CONFIG [--resume]", "train a language model"),
+    "eval": ("...", "measure a model"),
+    "bench": ("...", "measure its speed on this machine"),
+    "info": ("[MODEL|FILE]", "what a model is, or how a sound file was made"),
+}
+"""Every command, its arguments and what it does."""
+
+_PASSED_ON = {  # commands that read their own arguments
+    "prepare": "valle.data.prepare",
+    "eval": "valle.eval.report",
+    "codec eval": "valle.eval.codec_table",
+    "bench": "valle.bench",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 2 for what the user got wrong, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        from valle import __version__
+
+        print(f"valle {__version__}")
+        return 0
+    from valle.errors import ValleError
+
+    try:
+        return _run(args)
+    except ValleError as error:
+        print(f"valle: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "valle":
+            raise
+        print(
+            f"valle: error: `valle {args[0]}` needs the Python package {error.name}; install valle with its extras: "
+            "pip install 'valle[train,eval]'",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:  # the reader of our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("valle: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as end:  # help and errors of the argument parser
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _run(args: list[str]) -> int:
+    from valle.errors import ValleError
+
+    name = next((n for n in (" ".join(args[:2]), args[0]) if n in COMMANDS), None)
+    if name is None:
+        group = args[0] if any(n.startswith(f"{args[0]} ") for n in COMMANDS) else ""
+        if group and args[1:2] in ([], ["-h"], ["--help"]):
+            print(_help(group), file=sys.stdout if args[1:] else sys.stderr)
+            return 0 if args[1:] else 2
+        import difflib
+
+        given = " ".join(args[:2]) if group else args[0]
+        near = difflib.get_close_matches(given, COMMANDS, n=1)
+        hint = f"did you mean `valle {near[0]}`?" if near else "`valle --help` lists them"
+        raise ValleError(f"there is no command `valle {given}`; {hint}")
+    rest = args[len(name.split()) :]
+    if name in _PASSED_ON:
+        from importlib import import_module
+
+        code: int | None = import_module(_PASSED_ON[name]).main(rest)
+        return code or 0
+    from valle.commands import run
+
+    return run(name, rest)
+
+
+def _help(group: str = "") -> str:
+    lines = [
+        f"  {f'valle {name} {arguments}':<46} {what}"
+        for name, (arguments, what) in COMMANDS.items()
+        if name.startswith(group)
+    ]
+    lines.append("\n`valle COMMAND --help` tells the options of a command; `valle --version` the version.")
+    return "\n".join(["VALL-E: text and three seconds of a voice in, that voice speaking the text out.\n", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

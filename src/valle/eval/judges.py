@@ -1,0 +1,172 @@
+"""The two networks that judge speech, what identifies them, and how good they are on recordings of people.
+
+A judge's own errors are the floor under every number it gives. ``measure_judges`` finds it on a corpus: the
+recogniser's word error rate on the recordings, and how well the speaker network tells its speakers apart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from valle.data.corpus import Utterance, load_wav
+from valle.errors import ValleError
+from valle.eval import progress
+from valle.eval.bootstrap import mean_interval
+from valle.eval.journal import Journal, digest
+from valle.eval.results import Column, missing, table
+from valle.eval.speaker import OnnxSpeaker, SpeakerNetwork, cosine, equal_error_rate
+from valle.eval.trials import spread
+from valle.eval.wer import RECOGNISER_RATE, Recogniser, WhisperRecogniser, WordErrors, error_rate, word_errors
+
+LEFT_OUT = "none"
+"""Given as a judge's path, leaves that judge and its columns out."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who listens; None leaves a judge's columns empty."""
+
+    recogniser: Recogniser | None
+    """For the word error rate."""
+    speaker: SpeakerNetwork | None
+    """For the speaker similarity."""
+    names: Mapping[str, str]
+    """What identifies them in results: name, settings and a digest of the weights."""
+
+    def words(self, wav: NDArray[np.float32], sample_rate: int, text: str | None) -> dict[str, Any] | None:
+        """What the recogniser makes of wav [N], counted against the text (``WordErrors.to_dict``)."""
+        if self.recogniser is None or not text:
+            return None
+        heard = self.recogniser.transcribe(soxr.resample(wav, sample_rate, RECOGNISER_RATE)) if len(wav) else ""
+        return word_errors(text, heard).to_dict()
+
+    def voice(self, wav: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32] | None:
+        """The speaker embedding [D] of wav [N]; None where there is too little to judge."""
+        if self.speaker is None:
+            return None
+        try:
+            return self.speaker.embed(wav, sample_rate)
+        except ValleError:
+            return None
+
+
+def load_judges(whisper: str | None, speaker: str | None, *, threads: int = 0) -> Judges:
+    """The judges at these paths; ``"none"`` leaves one out.
+
+    Raises:
+        ValleError: one is not given or not there.
+    """
+    if whisper is None:
+        raise ValleError(
+            "the word error rate needs a recogniser; give --whisper a folder with a CTranslate2 Whisper model, or a "
+            "name such as base that faster-whisper downloads, or none to leave the rate out"
+        )
+    if speaker is None:
+        raise ValleError(
+            "the speaker similarity needs a network; give --speaker an ONNX file such as WeSpeaker's "
+            "voxceleb_resnet34.onnx (docs/evaluation.md says where it is), or none to leave the similarity out"
+        )
+    recogniser = None if whisper == LEFT_OUT else WhisperRecogniser(whisper, threads=threads)
+    network = None if speaker == LEFT_OUT else OnnxSpeaker(speaker, threads=threads)
+    names = {"recogniser": LEFT_OUT, "speaker": LEFT_OUT}
+    if recogniser is not None:
+        weights = f", {digest(whisper)}" if Path(whisper).is_dir() else ""
+        names["recogniser"] = f"{Path(whisper).name} (faster-whisper, int8, beam 5, temperature 0{weights})"
+    if network is not None:
+        names["speaker"] = f"{Path(speaker).name} (ONNX, {digest(speaker)})"
+    return Judges(recogniser, network, names)
+
+
+def read(utterance: Utterance, sample_rate: int) -> NDArray[np.float32]:
+    """A recording as wav [N], mono."""
+    return load_wav(utterance, sample_rate)[0].numpy()
+
+
+def error_counts(records: Sequence[Mapping[str, Any]]) -> list[WordErrors]:
+    """The word errors of the records that have them."""
+    return [WordErrors(**record["wer"]) for record in records if record["wer"]]
+
+
+COLUMNS = (
+    Column("wer", "WER % ↓", 1, percent=True),
+    Column("same", "cosine, same speaker"),
+    Column("different", "cosine, different speakers"),
+    Column("eer", "equal error rate % ↓", 1, percent=True),
+    Column("threshold", "at cosine"),
+)
+
+
+def measure_judges(
+    utterances: Sequence[Utterance],
+    judges: Judges,
+    journal: Journal,
+    *,
+    max_utterances: int | None,
+    n_pairs: int,
+    seed: int,
+) -> tuple[dict[str, Any], str]:
+    """Judge recordings of people: results ready for JSON, and a markdown table.
+
+    Args:
+        utterances: of one split.
+        judges: to be judged.
+        journal: keeps the transcripts.
+        max_utterances: recordings to recognise, spread over the speakers; None for all.
+        n_pairs: pairs of one speaker, and as many of two, drawn by the seed.
+        seed: of the pairs.
+    """
+    chosen = spread(utterances, max_utterances)
+    for utterance in progress(chosen, "words", "utterance"):
+        if (utterance.id,) not in journal:
+            journal.add(
+                (utterance.id,),
+                {"wer": judges.words(read(utterance, RECOGNISER_RATE), RECOGNISER_RATE, utterance.text)},
+            )
+    same, different = draw_pairs(utterances, n_pairs, seed)
+    voices: dict[str, NDArray[np.float32] | None] = {}
+    cosines: list[float | None] = []
+    for pair in progress([*same, *different], "voices", "pair"):
+        for utterance in pair:
+            if utterance.id not in voices:
+                voices[utterance.id] = judges.voice(read(utterance, RECOGNISER_RATE), RECOGNISER_RATE)
+        a, b = (voices[u.id] for u in pair)
+        cosines.append(None if a is None or b is None else cosine(a, b))
+    near, far = cosines[: len(same)], cosines[len(same) :]
+    row: dict[str, Any] = {
+        "wer": error_rate(error_counts([journal[(u.id,)] for u in chosen])),
+        "same": mean_interval(near),
+        "different": mean_interval(far),
+    }
+    present = [c for c in near if c is not None], [c for c in far if c is not None]
+    if all(present):
+        row["eer"], row["threshold"] = equal_error_rate(*present)
+    rows = {"recordings": row}
+    text = f"{len(chosen)} recordings, {len(same)} pairs of one speaker and {len(different)} of two.\n\n"
+    text += table("", rows, COLUMNS) + missing(rows, COLUMNS[:1], len(chosen))
+    return {"rows": rows, "n_utterances": len(chosen), "n_pairs": [len(same), len(different)]}, text
+
+
+def draw_pairs(
+    utterances: Sequence[Utterance], n: int, seed: int
+) -> tuple[list[tuple[Utterance, Utterance]], list[tuple[Utterance, Utterance]]]:
+    """n pairs of one speaker (the speakers in turn) and n of two; fewer where there are not so many."""
+    rng = random.Random(seed)
+    by_speaker: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        if utterance.speaker is not None:
+            by_speaker.setdefault(utterance.speaker, []).append(utterance)
+    own = [rng.sample(pairs, len(pairs)) for us in by_speaker.values() if (pairs := list(combinations(us, 2)))]
+    turns = max(map(len, own), default=0)
+    same = [pairs[turn] for turn in range(min(turns, n)) for pairs in own if turn < len(pairs)][:n]
+    two = rng.sample(couples, len(couples)) if (couples := list(combinations(by_speaker.values(), 2))) else []
+    different = [(rng.choice(a), rng.choice(b)) for a, b in (two[i % len(two)] for i in range(n))] if two else []
+    return same, different

@@ -1,0 +1,234 @@
+"""``valle eval codec | speech | lm | judges``: measure, and write ``results.json`` and ``report.md`` into a folder.
+
+Measurements are kept one by one in ``utterances.jsonl`` beside them: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from valle.data.corpus import Utterance
+    from valle.eval.journal import Journal
+    from valle.eval.judges import Judges
+
+Measured = tuple[dict[str, Any], str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code.
+
+    Raises:
+        ValleError: what the user got wrong.
+    """
+    # --max_utterances is --max-utterances; what follows = is the user's own.
+    spelt = [(a.split("=")[0].replace("_", "-") + a[len(a.split("=")[0]) :]) if a.startswith("--") else a for a in argv]
+    args = _parser().parse_args(spelt)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    results, markdown = args.measure(args)
+    _write(args, spelt, results, markdown)
+    return 0
+
+
+def _codec(args: argparse.Namespace) -> Measured:
+    from valle.codec.base import load_codec
+    from valle.eval.codec_table import measure_codec
+    from valle.eval.journal import digest
+
+    codec, judges = load_codec(args.codec), _judges(args)
+    about = {"type": codec.codec_type, "fingerprint": codec.fingerprint(), "digest": digest(args.codec)}
+    results, text = measure_codec(
+        codec,
+        _utterances(args),
+        judges,
+        _journal(args, judges, codec=about["digest"]),
+        n_quantizers=args.n_quantizers,
+        max_utterances=args.max_utterances,
+        n_listen=args.listen,
+        wavs=Path(args.out) / "wavs" if args.listen else None,
+    )
+    n_parameters = sum(p.numel() for p in codec.parameters())
+    title = f"# Codec {about['fingerprint']}\n\n{about['type']}, {n_parameters / 1e6:.1f} M parameters. "
+    return {"codec": {**about, "parameters": n_parameters}, "judges": judges.names, **results}, title + text
+
+
+def _speech(args: argparse.Namespace) -> Measured:
+    from valle.eval.journal import digest
+    from valle.eval.synthesis import ValleSystem, measure_speech
+    from valle.eval.trials import draw_trials, load_trials, save_trials
+    from valle.tts import VALLE
+
+    tts, judges = VALLE.from_pretrained(args.model, args.device), _judges(args)
+    folder, out = _folder(args), Path(args.out)
+    if args.trials:
+        trials = load_trials(args.trials)
+    else:
+        trials = draw_trials(_utterances(args), args.n, folder=folder, prompt_s=args.prompt_s, seed=args.seed)
+    asked = {
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "num_candidates": args.num_candidates,
+    }
+    options = {name: value for name, value in asked.items() if value is not None}
+    about = {"name": tts.model.info.name, "digest": digest(tts.model.path)}
+    journal = _journal(args, judges, model=about["digest"], options=options, seeds=sum(t.seed for t in trials))
+    save_trials(out / "trials.jsonl", trials)
+    results, text = measure_speech(
+        ValleSystem(tts, **options),
+        tts.model.codec,
+        trials,
+        folder,
+        judges,
+        journal,
+        n_listen=args.listen,
+        wavs=None if args.listen == 0 else out / "wavs",
+    )
+    title = f"# Speech of {about['name']} ({about['digest']})\n\n"
+    return {"model": {**about, "options": options}, "judges": judges.names, "seed": args.seed, **results}, title + text
+
+
+def _lm(args: argparse.Namespace) -> Measured:
+    from valle.data.pack import Pack
+    from valle.eval.journal import digest
+    from valle.eval.lm import measure_lm
+    from valle.pretrained import load_pretrained
+
+    model = load_pretrained(args.model, args.device)
+    about = {"name": model.info.name, "digest": digest(model.path)}
+    results, text = measure_lm(model, Pack(args.pack), args.split, max_utterances=args.max_utterances)
+    return {"model": about, **results}, f"# Language models of {about['name']} ({about['digest']})\n\n{text}"
+
+
+def _measure_judges(args: argparse.Namespace) -> Measured:
+    from valle.eval.judges import measure_judges
+
+    judges = _judges(args)
+    results, text = measure_judges(
+        _utterances(args),
+        judges,
+        _journal(args, judges),
+        max_utterances=args.max_utterances,
+        n_pairs=args.pairs,
+        seed=args.seed,
+    )
+    return {"judges": judges.names, "seed": args.seed, **results}, f"# Judges\n\n{text}"
+
+
+def _write(args: argparse.Namespace, argv: list[str], results: dict[str, Any], markdown: str) -> None:
+    from valle.eval.results import made_by, write_results
+
+    made = made_by(argv)
+    source = Path(getattr(args, "manifest", None) or args.pack)
+    data = {"source": source.parent.name if source.is_file() else source.name, "split": args.split}
+    lines = [f"\nData: split `{data['split']}` of `{data['source']}`."]
+    if judges := results.get("judges"):
+        lines.append(f" Judges: {judges['recogniser']}; {judges['speaker']}.")
+    lines.append(f"\n\nMade by `{made['command']}` (valle {made['valle']}, torch {made['torch']}, {made['date']}).\n")
+    write_results(args.out, {"kind": args.command, "made": made, "data": data, **results}, markdown + "".join(lines))
+    sys.stdout.write(f"{markdown}\nwritten: {args.out}/report.md, {args.out}/results.json\n")
+
+
+def _judges(args: argparse.Namespace) -> Judges:
+    from valle.eval.judges import load_judges
+
+    return load_judges(args.whisper, args.speaker, threads=args.threads)
+
+
+def _utterances(args: argparse.Namespace) -> list[Utterance]:
+    from valle.data.corpus import read_manifest
+
+    return read_manifest(args.manifest, [args.split])
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    path = Path(args.manifest)
+    return path if path.is_dir() else path.parent
+
+
+def _journal(args: argparse.Namespace, judges: Judges, **settings: Any) -> Journal:
+    """The journal in ``--out``, of measurements with these judges, data and settings."""
+    from valle.eval.journal import Journal
+
+    settings |= {"kind": args.command, "manifest": _folder(args).resolve().name, "split": args.split}
+    path = Path(args.out) / "utterances.jsonl"
+    return Journal(path, {**settings, "judges": dict(judges.names)}, overwrite=args.overwrite)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="valle eval", description="Measure codecs, models and judges.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="codec | speech | lm | judges")
+
+    def add(name: str, measure: Callable[[argparse.Namespace], Measured], about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        command.set_defaults(measure=measure)
+        command.add_argument(
+            "--out", default=f"docs/results/{name}", metavar="DIR", help="where results go (%(default)s)"
+        )
+        command.add_argument("--split", default="test", help="of the data (%(default)s)")
+        command.add_argument("--threads", type=int, default=0, help="of the processor; 0: all")
+        return command
+
+    codec = add("codec", _codec, "what a codec's round trip leaves of recordings, by number of codebooks")
+    codec.add_argument("--codec", required=True, metavar="DIR", help="folder of the codec")
+    codec.add_argument("--n-quantizers", type=_numbers, default=(1, 2, 4, 8), metavar="K,K", help="codebooks (1,2,4,8)")
+    codec.add_argument(
+        "--max-utterances", type=_count, metavar="N", help="judge so many, spread over the speakers (all)"
+    )
+    codec.add_argument("--listen", type=int, default=0, metavar="N", help="write the waves of so many (0)")
+    _add_judging(codec)
+
+    speech = add("speech", _speech, "words and voice of a model's speech, by the zero-shot protocol of the paper")
+    speech.add_argument("--model", metavar="DIR", help="folder or hub id of the model (the embedded one)")
+    speech.add_argument("--n", type=_count, default=50, help="trials (%(default)s)")
+    speech.add_argument(
+        "--prompt-s", type=float, default=3.0, help="length of the prompts in seconds, about (%(default)s)"
+    )
+    speech.add_argument("--trials", metavar="FILE", help="a list of trials, in place of --n, --prompt-s and --seed")
+    speech.add_argument("--seed", type=int, default=0, help="of trials and speech (%(default)s)")
+    speech.add_argument("--listen", type=int, metavar="N", help="write the waves of so many trials (all)")
+    speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
+    speech.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
+    speech.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")
+    speech.add_argument("--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (1)")
+    speech.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    _add_judging(speech)
+
+    lm = add("lm", _lm, "loss and accuracy of the AR and the NAR model on held-out recordings")
+    lm.add_argument("--model", metavar="DIR", help="folder or hub id of the model (the embedded one)")
+    lm.add_argument("--pack", required=True, metavar="DIR", help="packed dataset, made with the model's codec")
+    lm.add_argument("--max-utterances", type=_count, metavar="N", help="so many, evenly over the split (all)")
+    lm.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+
+    judges = add("judges", _measure_judges, "how good the judges are on recordings of people")
+    judges.add_argument("--max-utterances", type=_count, metavar="N", help="recognise so many (all)")
+    judges.add_argument("--pairs", type=_count, default=200, help="pairs of one speaker, and of two (%(default)s)")
+    judges.add_argument("--seed", type=int, default=0, help="of the pairs (%(default)s)")
+    _add_judging(judges)
+    return parser
+
+
+def _add_judging(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--manifest", required=True, metavar="FILE", help="manifest.jsonl of the recordings")
+    command.add_argument("--whisper", metavar="DIR", help="Whisper for the word error rate: a folder, a name, or none")
+    command.add_argument("--speaker", metavar="FILE", help="ONNX network for the speaker similarity, or none")
+    command.add_argument("--overwrite", action="store_true", help="measure anew what --out has already")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)

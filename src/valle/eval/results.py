@@ -1,0 +1,124 @@
+"""What a measuring leaves: ``results.json`` for programs, ``report.md`` for people, both with data, judges and command.
+
+Paths are shortened to their last part wherever they are absolute, since results are published and machines are not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from valle.eval.bootstrap import Estimate
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of a table."""
+
+    key: str
+    """Its name in ``results.json``."""
+    title: str
+    """Its heading; ↑ and ↓ say which way is better."""
+    digits: int = 2
+    """After the point."""
+    percent: bool = False
+    """A share, shown in per cent."""
+
+    def show(self, value: Estimate | float | None) -> str:
+        """``12.3 [11.0, 13.7]``; a dash where nothing was measured."""
+        if value is None:
+            return "–"
+        scale = 100 if self.percent else 1
+        if not isinstance(value, Estimate):
+            return f"{value * scale:.{self.digits}f}"
+        mean, low, high = (f"{x * scale:.{self.digits}f}" for x in (value.mean, value.low, value.high))
+        return f"{mean} [{low}, {high}]"
+
+
+Row = Mapping[str, "Estimate | float | None"]
+
+
+def table(first: str, rows: Mapping[str, Row], columns: Sequence[Column]) -> str:
+    """Markdown: one line a row, in order. ``first`` heads the column of the rows' names."""
+    lines = ["| " + " | ".join([first, *(c.title for c in columns)]) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append("| " + " | ".join([name, *(c.show(row.get(c.key)) for c in columns)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def missing(rows: Mapping[str, Row], columns: Sequence[Column], n: int) -> str:
+    """A sentence for every mean that is not taken over all n; empty when all are."""
+    gaps = [
+        f"{column.title.rstrip(' ↑↓')} of {name}: {value.n} of {n}"
+        for name, row in rows.items()
+        for column in columns
+        if isinstance(value := row.get(column.key), Estimate) and value.n != n
+    ]
+    return f"Not measurable on all: {'; '.join(gaps)}.\n" if gaps else ""
+
+
+def rows_by_corpus(
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    corpora: Sequence[str],
+    row: Callable[[Sequence[Mapping[str, Any]]], Row],
+) -> dict[str, Row]:
+    """The rows of each corpus alone, as ``corpus: row``; none where there is but one corpus.
+
+    Args:
+        records: by row, one record an item.
+        corpora: the corpus of each item.
+        row: means over records.
+    """
+    if len(set(corpora)) < 2:
+        return {}
+    return {
+        f"{corpus}: {name}": row([r for r, c in zip(own, corpora, strict=True) if c == corpus])
+        for corpus in sorted(set(corpora))
+        for name, own in records.items()
+    }
+
+
+def printable_command(argv: Sequence[str]) -> str:
+    """The command as a reader may repeat it: ``valle eval ...``, absolute paths without their folders."""
+    return shlex.join(["valle", "eval", *(Path(a).name if Path(a).is_absolute() else a for a in argv)])
+
+
+def made_by(argv: Sequence[str]) -> dict[str, str]:
+    """By which command and versions, and on which day."""
+    import torch
+
+    from valle import __version__
+
+    return {
+        "command": printable_command(argv),
+        "valle": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Estimates and mappings of them, ready for JSON."""
+    if isinstance(value, Estimate):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(x) for key, x in value.items()}
+    return [plain(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def write_results(folder: str | Path, values: Mapping[str, Any], markdown: str) -> None:
+    """Write ``results.json`` and ``report.md`` into a folder, which is made."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    body = json.dumps({"format": FORMAT, **plain(values)}, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "results.json").write_text(body + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(markdown, encoding="utf-8")

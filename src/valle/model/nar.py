@@ -1,0 +1,239 @@
+"""The non-autoregressive model: codebook 1 in, codebooks 2 to 8 out, one pass each (paper §4.2.2).
+
+One transformer looks in both directions over ``[phonemes, prompt, target]``; each of the three has positions of its
+own, counted from 0. There are 8 acoustic embedding tables, one a codebook. A frame of the prompt is the sum of its 8
+embeddings; a frame of the target, at stage j, the sum of those of codebooks 1 to j - 1, all that is known by then. (So
+the two can be told apart: codebook 8 is in every frame of the prompt and in none of the target.) The stage, which is
+the number of the codebook to be predicted, enters through adaptive layer norms, and the output layer of stage j is the
+embedding table of codebook j.
+
+Training draws a stage and prompts for each step (``draw_stage``, ``draw_prompt``); the loss is on the target alone.
+Without prompt (T' = 0) or without phonemes (S = 0) this is the model of the paper's ablations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from valle.config import from_dict, to_dict
+from valle.errors import ValleError
+from valle.model.transformer import (
+    IGNORE_INDEX,
+    Embedding,
+    SinusoidalPositions,
+    Transformer,
+    TransformerConfig,
+    padding_mask,
+    token_loss,
+)
+
+
+@dataclass(frozen=True)
+class NARConfig:
+    """The NAR model; the defaults are the paper's."""
+
+    n_phonemes: int
+    """Size of the phoneme inventory."""
+    codebook_size: int = 1024
+    """Entries of each codebook."""
+    n_quantizers: int = 8
+    """Codebooks; the stages are 2 to n_quantizers."""
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    """The transformer's size."""
+    tie_weights: bool = True
+    """The output layer of stage j is the embedding of codebook j, as in the paper; False gives it its own weights."""
+    prompt_frames: int = 225
+    """Length of the prompts drawn in training, 3 s; an utterance shorter than two of them gives half of itself."""
+    prompt_mode: Literal["segment", "prefix"] = "segment"
+    """What training takes as prompt, see draw_prompt: any segment (the paper), or the beginning (VALL-E 2)."""
+
+    def __post_init__(self) -> None:
+        if self.n_phonemes < 1 or self.codebook_size < 1:
+            raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
+        if self.n_quantizers < 2:
+            raise ValleError(
+                f"n_quantizers is {self.n_quantizers}; it must be at least 2: the NAR predicts all but one"
+            )
+        if self.prompt_frames < 0:
+            raise ValleError(f"prompt_frames is {self.prompt_frames}; it must be 0 (no prompt) or more, 225 are 3 s")
+
+
+class NARBatch(NamedTuple):
+    """A padded batch; what stands in the padding does not matter."""
+
+    phonemes: Tensor  # [B, S] int64
+    phoneme_lens: Tensor  # [B] int64
+    codes: Tensor  # [B, K, T] int64, the target
+    code_lens: Tensor  # [B] int64
+    prompt_codes: Tensor  # [B, K, T'] int64
+    prompt_lens: Tensor  # [B] int64
+    in_loss: Tensor  # [B, T] bool, the frames of the target that are in the loss
+
+    def to(self, device: str | torch.device) -> NARBatch:
+        """The same batch on another device."""
+        return NARBatch(*(x.to(device, non_blocking=True) for x in self))
+
+
+class NAR(nn.Module):
+    """Phonemes, a prompt and codebooks 1 to ``stage`` - 1 in, codebook ``stage`` out."""
+
+    def __init__(self, config: NARConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.transformer.dim
+        self.phoneme_emb = Embedding(config.n_phonemes, dim)
+        # All tables in one, codebook after codebook: one look-up for a sum, and no parameter idle at any stage.
+        self.code_emb = Embedding(config.n_quantizers * config.codebook_size, dim)
+        self.stage_emb = Embedding(len(self.stages), dim)
+        self.positions = SinusoidalPositions(dim)
+        self.transformer = Transformer(config.transformer, adaptive=True)
+        # No second name for tied weights: a checkpoint then holds them once.
+        self.output_emb = None if config.tie_weights else Embedding(len(self.stages) * config.codebook_size, dim)
+
+    @classmethod
+    def from_config(cls, values: dict[str, Any]) -> NAR:
+        """A model with random weights from what ``config_dict`` returned."""
+        return cls(from_dict(NARConfig, values, "the NAR model's configuration"))
+
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration, ready for JSON."""
+        return to_dict(self.config)
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, tied ones counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def stages(self) -> range:
+        """The codebooks that are predicted: 2 to ``n_quantizers``."""
+        return range(2, self.config.n_quantizers + 1)
+
+    def forward(self, batch: NARBatch, stage: int) -> Tensor:
+        """logits [B, T, codebook_size] of codebook ``stage`` (2 to 8), from the codebooks before it alone."""
+        assert stage in self.stages, f"stage is {stage}; this model predicts {self.stages}"
+        n_quantizers = batch.prompt_codes.shape[1]
+        assert n_quantizers == self.config.n_quantizers, f"the prompt has {n_quantizers} codebooks, not all"
+        n_target = batch.codes.shape[2]
+        is_phoneme = padding_mask(batch.phoneme_lens, batch.phonemes.shape[1])  # [B, S]
+        is_prompt = padding_mask(batch.prompt_lens, batch.prompt_codes.shape[2])  # [B, T']
+        is_target = padding_mask(batch.code_lens, n_target)  # [B, T]
+        parts = [
+            self.phoneme_emb(batch.phonemes.where(is_phoneme, 0)),  # [B, S, D]
+            self._sum_embeddings(batch.prompt_codes, is_prompt),  # [B, T', D]
+            self._sum_embeddings(batch.codes[:, : stage - 1], is_target),  # [B, T, D]
+        ]
+        x = torch.cat([part + self.positions(part.shape[1]) for part in parts], dim=1)  # [B, S + T' + T, D]
+        mask = torch.cat([is_phoneme, is_prompt, is_target], dim=1)  # [B, S + T' + T]
+        h = self.transformer(x, mask=mask[:, None, None], condition=self.stage_emb.weight[stage - 2])
+        h = h[:, x.shape[1] - n_target :]  # [B, T, D]
+        return F.linear(h, self.output_weight(stage))
+
+    def output_weight(self, stage: int) -> Tensor:
+        """The output layer of a stage, [codebook_size, D]; when tied, the embedding table of codebook ``stage``."""
+        size = self.config.codebook_size
+        if self.output_emb is None:
+            return self.code_emb.weight[(stage - 1) * size : stage * size]
+        return self.output_emb.weight[(stage - 2) * size : (stage - 1) * size]
+
+    def loss(self, logits: Tensor, batch: NARBatch, stage: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy over the frames ``batch.in_loss``, and metrics (see ``token_loss``)."""
+        return token_loss(logits, batch.codes[:, stage - 1].masked_fill(~batch.in_loss, IGNORE_INDEX))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        phonemes: Tensor,
+        phoneme_lens: Tensor,
+        prompt: Tensor,
+        prompt_lens: Tensor,
+        codes_1: Tensor,
+        code_lens: Tensor,
+    ) -> Tensor:
+        """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook.
+
+        Args:
+            phonemes: [B, S] of the prompt's transcript and then of the text.
+            phoneme_lens: [B].
+            prompt: [B, K, T'] all codebooks of the prompt; T' may be 0.
+            prompt_lens: [B].
+            codes_1: [B, T] codebook 1, from the AR model.
+            code_lens: [B].
+
+        Returns:
+            codes [B, K, T]; 0 in the padding.
+        """
+        assert not self.training, "call eval() before generating: dropout is on"
+        is_target = padding_mask(code_lens, codes_1.shape[1])  # [B, T]
+        codes = codes_1.unsqueeze(1)  # [B, 1, T]
+        for stage in self.stages:
+            batch = NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target)
+            codes = torch.cat([codes, self(batch, stage).argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]
+        return codes.masked_fill(~is_target.unsqueeze(1), 0)
+
+    def _sum_embeddings(self, codes: Tensor, is_frame: Tensor) -> Tensor:
+        """codes [B, k, T] of codebooks 1 to k, is_frame [B, T] -> the sum of their embeddings [B, T, D]."""
+        batch_size, k, length = codes.shape
+        codes = codes.where(is_frame.unsqueeze(1), 0)  # padding becomes a valid code, whatever the caller put there
+        ids = codes + self.config.codebook_size * torch.arange(k, device=codes.device).unsqueeze(1)  # [B, k, T]
+        ids = ids.transpose(1, 2).reshape(-1, k)  # [B*T, k]
+        return F.embedding_bag(ids, self.code_emb.weight, mode="sum").view(batch_size, length, -1)
+
+
+def draw_stage(n_quantizers: int = 8, generator: torch.Generator | None = None) -> int:
+    """A stage from 2 to ``n_quantizers``, all equally likely."""
+    device = None if generator is None else generator.device
+    return int(torch.randint(2, n_quantizers + 1, (), generator=generator, device=device))
+
+
+def draw_prompt(
+    phonemes: Tensor,
+    phoneme_lens: Tensor,
+    codes: Tensor,
+    code_lens: Tensor,
+    *,
+    prompt_frames: int = 225,
+    mode: Literal["segment", "prefix"] = "segment",
+    generator: torch.Generator | None = None,
+) -> NARBatch:
+    """Make a training batch of whole utterances, each with a prompt drawn from itself.
+
+    "segment", the paper's: the prompt is any segment of the utterance, the target all of it. The paper does not say
+    what becomes of the segment in the target; here its frames are not in the loss: the prompt holds their answer.
+    "prefix", VALL-E 2's: the prompt is the beginning, the target the rest, as when the model speaks.
+
+    Args:
+        phonemes: [B, S] of the whole utterance.
+        phoneme_lens: [B].
+        codes: [B, K, T].
+        code_lens: [B].
+        prompt_frames: length of the prompt; an utterance shorter than two prompts gives half of itself.
+        mode: what is the prompt and what the target.
+        generator: draws where segments begin.
+    """
+    n_rows, _, n_frames = codes.shape
+    prompt_lens = (code_lens // 2).clamp(max=prompt_frames)  # [B]
+    n_prompt = min(prompt_frames, n_frames // 2)
+    if mode == "prefix":
+        rest_lens = code_lens - prompt_lens
+        rest = _cut(codes, prompt_lens, n_frames - n_prompt)  # [B, K, n_frames - n_prompt]
+        in_loss = padding_mask(rest_lens, rest.shape[2])
+        return NARBatch(phonemes, phoneme_lens, rest, rest_lens, codes[:, :, :n_prompt], prompt_lens, in_loss)
+    device = None if generator is None else generator.device
+    place = torch.rand(n_rows, generator=generator, device=device).to(codes.device)  # [B] in [0, 1)
+    begin = (place * (code_lens - prompt_lens + 1)).long()  # [B]
+    frame = torch.arange(n_frames, device=codes.device)
+    is_segment = (frame >= begin.unsqueeze(1)) & (frame < (begin + prompt_lens).unsqueeze(1))  # [B, T]
+    in_loss = padding_mask(code_lens, n_frames) & ~is_segment
+    return NARBatch(phonemes, phoneme_lens, codes, code_lens, _cut(codes, begin, n_prompt), prompt_lens, in_loss)
+
+
+def _cut(codes: Tensor, begin: Tensor, n: int) -> Tensor:
+    """n frames of each row from begin [B] on: codes [B, K, T] -> [B, K, n]; past the end, the last frame again."""
+    index = (begin.unsqueeze(1) + torch.arange(n, device=codes.device)).clamp(max=codes.shape[2] - 1)  # [B, n]
+    return codes.gather(2, index.unsqueeze(1).expand(-1, codes.shape[1], -1))

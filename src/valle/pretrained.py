@@ -1,0 +1,261 @@
+"""A whole model on disk: codec, AR, NAR and phoneme inventory that belong together, found, checked, read and written.
+
+A model is a folder ``{ar,nar,codec}/{model.safetensors,config.json}``, ``phonemes.json`` and ``valle.json``. The last
+one names the codec (by fingerprint) and the inventory (by version) that the language models were trained on: another
+codec of the same shapes would give noise without a word, so a folder in which they differ is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from valle.codec.base import Codec, load_codec
+from valle.config import from_dict, to_dict
+from valle.errors import ValleError
+from valle.files import write_atomic
+from valle.model.ar import AR
+from valle.model.nar import NAR
+from valle.model.sampling import SamplingConfig
+from valle.text import PhonemeInventory
+
+FORMAT = 1
+INFO_FILE = "valle.json"
+PHONEMES_FILE = "phonemes.json"
+EMBEDDED = Path(__file__).parent / "assets" / "model"
+
+Model = TypeVar("Model", AR, NAR)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What ``valle.json`` says."""
+
+    name: str
+    """Goes into the metadata of every file that the model speaks."""
+    codec_fingerprint: str
+    """``Codec.fingerprint()`` of the codec whose codes it writes."""
+    inventory_version: str
+    """``PhonemeInventory.version`` of the phonemes it reads."""
+    version: str = "0"
+    """Of the model, not of the program."""
+    max_seconds: float = 20.0
+    """Longest prompt and speech together in training; longer texts are spoken in pieces that stay below it."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How to sample when the caller does not say: what was best on the dev split."""
+    continual_s: float = 3.0
+    """What continual mode keeps of the recording; the paper has 3 s."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Figures of its training, for `valle info`."""
+    format: int = FORMAT
+    """Version of this layout."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in memory, checked and in evaluation mode."""
+
+    path: Path
+    info: ModelInfo
+    ar: AR
+    nar: NAR
+    codec: Codec
+    inventory: PhonemeInventory
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.ar.parameters()).device
+
+
+def find_model(model: str | Path | None = None) -> Path:
+    """The folder of a model: the embedded one (None), a folder, or a Hugging Face hub id, which is fetched once.
+
+    Raises:
+        ValleError: there is no such model, or it cannot be fetched.
+    """
+    if model is None:
+        if not (EMBEDDED / INFO_FILE).is_file():
+            raise ValleError("this installation has no embedded model; give the folder or hub id of one (-m)")
+        return EMBEDDED
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / INFO_FILE).is_file():
+            raise ValleError(f"{path} is not a model: it has no {INFO_FILE}; give a folder that `valle info` can read")
+        return path
+    if isinstance(model, Path) or path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
+        raise ValleError(
+            f"there is no model {model}; give a folder with {INFO_FILE} in it, or a hub id such as name/model"
+        )
+    return _fetch(str(model))
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # NOTE whatever network library its version is built on may raise here
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValleError(
+            f"there is no folder {hub_id}, and the model could not be fetched under that name: {reason}"
+        ) from error
+    if not (path / INFO_FILE).is_file():
+        raise ValleError(f"the model {hub_id} has no {INFO_FILE}: it is not one of this project's")
+    return path
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """Read ``valle.json``.
+
+    Raises:
+        ValleError: damaged, incomplete, or made by a newer program.
+    """
+    path = folder / INFO_FILE
+    values = _read_json(path)
+    if values.get("format", FORMAT) != FORMAT:
+        raise ValleError(f"{path} has the format {values['format']!r}, this program reads {FORMAT}: update valle")
+    return from_dict(ModelInfo, values, str(path))
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """ "auto" is the GPU where there is one.
+
+    Raises:
+        ValleError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValleError(f"the device {device!r} cannot be used here; choose auto, cpu or cuda") from error
+    return chosen
+
+
+def load_pretrained(model: str | Path | None = None, device: str = "auto") -> Pretrained:
+    """Find, read and check a model. Its weights become float32 however they are stored.
+
+    Raises:
+        ValleError: no such model, a file of it is missing or damaged, or its parts do not belong together.
+    """
+    where = pick_device(device)
+    path = find_model(model)
+    info = read_info(path)
+    if not (path / PHONEMES_FILE).is_file():
+        raise ValleError(f"the model {path} has no {PHONEMES_FILE}; it is incomplete")
+    inventory = PhonemeInventory.load(path / PHONEMES_FILE)
+    codec = load_codec(path / "codec", where)
+    ar, nar = _load(path / "ar", AR, where), _load(path / "nar", NAR, where)
+    pretrained = Pretrained(path, info, ar, nar, codec, inventory)
+    _check(pretrained)
+    return pretrained
+
+
+def save_pretrained(
+    folder: str | Path,
+    *,
+    ar: AR,
+    nar: NAR,
+    codec: Codec,
+    inventory: PhonemeInventory,
+    info: ModelInfo,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a model folder; ``info`` gets the codec's fingerprint and the inventory's version.
+
+    Raises:
+        ValleError: the parts do not belong together.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    info = dataclasses.replace(info, codec_fingerprint=codec.fingerprint(), inventory_version=inventory.version)
+    _check(Pretrained(folder, info, ar, nar, codec, inventory))
+    for name, model in (("ar", ar), ("nar", nar)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+        write_atomic(folder / name / "model.safetensors", save(tensors))
+        write_atomic(folder / name / "config.json", _json(model.config_dict()))
+    codec.save(folder / "codec", dtype)
+    inventory.save(folder / PHONEMES_FILE)
+    write_atomic(folder / INFO_FILE, _json(to_dict(info)))  # last: a folder without it is no model
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What `valle info` tells: ``valle.json``, and the size of each part."""
+    import math
+
+    from safetensors import safe_open
+
+    parts = {}
+    for name in ("ar", "nar", "codec"):
+        path = folder / name / "model.safetensors"
+        if not path.is_file():
+            raise ValleError(f"the model {folder} has no {name}/model.safetensors; it is incomplete")
+        with safe_open(path, framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+        config = _read_json(folder / name / "config.json")
+        parts[name] = {
+            "parameters": sum(math.prod(shape) for shape in shapes),
+            "bytes": path.stat().st_size,
+            "config": config,
+        }
+    total = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return {"path": str(folder), **to_dict(read_info(folder)), "bytes": total, "parts": parts}
+
+
+def _load(folder: Path, cls: Callable[..., Model] | type[Model], device: torch.device) -> Model:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValleError(f"the model has no {folder / name}; it is incomplete")
+    model: Model = cls.from_config(_read_json(folder / "config.json"))  # type: ignore[union-attr]
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValleError(f"{folder / 'model.safetensors'} does not fit its config.json: {reason}") from error
+    return model.to(device).eval()
+
+
+def _check(model: Pretrained) -> None:
+    """Refuse parts that do not belong together, naming what differs."""
+    ar, nar, codec, n_phonemes = model.ar.config, model.nar.config, model.codec, len(model.inventory)
+    for what, has, needs in (
+        ("codec", codec.fingerprint(), model.info.codec_fingerprint),
+        ("phoneme inventory", model.inventory.version, model.info.inventory_version),
+        ("number of phonemes of its AR model", ar.n_phonemes, n_phonemes),
+        ("number of phonemes of its NAR model", nar.n_phonemes, n_phonemes),
+        ("codebook size of its AR model", ar.codebook_size, codec.codebook_size),
+        ("codebook size of its NAR model", nar.codebook_size, codec.codebook_size),
+        ("number of codebooks of its NAR model", nar.n_quantizers, codec.n_quantizers),
+    ):
+        if has != needs:
+            raise ValleError(
+                f"the model {model.path} does not fit together: the {what} is {has}, but {needs} is needed"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValleError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValleError(f"{path} must hold a JSON object")
+    return values
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,188 @@
+"""Text to phonemes: espeak-ng through phonemizer, the same on every machine.
+
+The paper (section 4.1) takes phonemes from a lexicon or a grapheme-to-phoneme model; espeak has rules for a hundred
+languages and comes as a wheel (``espeakng_loader``), so no system package is needed and none is used, whatever is
+installed. Sentence punctuation stays in the sequence, which the paper leaves open: it is the only sign of phrasing.
+
+espeak is a C library with global state. One copy of it serves the whole process, made at the first call, behind a lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import tempfile
+import threading
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from valle.errors import ValleError
+from valle.text.inventory import DEFAULT_INVENTORY, PUNCTUATION, WORD_BOUNDARY
+from valle.text.normalise import normalise
+
+logger = logging.getLogger(__name__)
+
+_ALIASES = {
+    "en": "en-us", "fr": "fr-fr", "zh": "cmn", "zh-hk": "yue", "no": "nb", "nn": "nb", "iw": "he", "in": "id",
+    "es-mx": "es-419", "es-ar": "es-419", "en-au": "en-gb", "en-ca": "en-us", "tl": "id",
+}  # fmt: skip
+
+
+class Phonemizer:
+    """Text of one language to phoneme symbols. Threads may share one, and it can be pickled.
+
+    The symbols are those of :data:`valle.text.DEFAULT_INVENTORY`: IPA with stress, " " between words, and the marks
+    ``. , ! ? ; : — …`` right after the word that they follow. Where several marks meet, the weightiest stays. Brackets
+    are commas; quotation marks, and marks before the first word, are dropped. A word that espeak takes for one of
+    another language is read in that language.
+
+    Args:
+        lang: an espeak language ("en-us", "de", "pt-br") or a usual code that leads to one ("en", "zh", "de-AT").
+
+    Raises:
+        ValleError: no such language.
+    """
+
+    def __init__(self, lang: str = "en-us") -> None:
+        self.lang = _voice(lang)
+
+    def __call__(self, text: str) -> list[str]:
+        """The symbols of ``text``, which is normalised first.
+
+        Raises:
+            ValleError: the text holds nothing that can be spoken.
+        """
+        return self.batch([text])[0]
+
+    def batch(self, texts: Iterable[str]) -> list[list[str]]:
+        """The symbols of each text, the same as one by one.
+
+        Raises:
+            ValleError: one of the texts holds nothing that can be spoken.
+        """
+        with _LOCK:
+            espeak = _espeak()
+            if espeak.voice is None or espeak.voice.language != self.lang:
+                espeak.set_voice(self.lang)
+            return [self._phonemise(espeak, text) for text in texts]
+
+    def _phonemise(self, espeak: Any, text: str) -> list[str]:
+        said = normalise(text, self.lang)
+        if not any(c.isalnum() for c in said):
+            raise ValleError(f"the text {_short(text)} has nothing that can be spoken; give at least one word")
+        said = said.translate(_MARKS_OF_SCRIPTS)
+        if self.lang in ("el", "grc"):
+            said = said.replace(";", "?")  # the Greek question mark
+        symbols: list[str] = []
+        # An odd part is a run of marks. NOTE: espeak itself drops marks, and for some sounds its IPA holds a ".".
+        for i, part in enumerate(_MARKS.split(said)):
+            if i % 2 == 0:
+                phonemes = _canonical(espeak.text_to_phonemes(part)) if part.strip() else ""
+                symbols += [WORD_BOUNDARY] * bool(symbols and phonemes)
+                symbols += phonemes
+            elif symbols:
+                mark = min((c for c in part if c in _WEIGHT), key=_WEIGHT.index)
+                if symbols[-1] in PUNCTUATION:
+                    mark = min(symbols.pop(), mark, key=_WEIGHT.index)
+                symbols.append(mark)
+        if not symbols:
+            raise ValleError(f"the text {_short(text)} has nothing that espeak can read in {self.lang!r}; check the language")
+        return symbols
+
+
+def languages() -> list[str]:
+    """The codes of the languages that :class:`Phonemizer` takes, sorted."""
+    with _LOCK:
+        return sorted(_voices())
+
+
+def _voice(lang: str) -> str:
+    with _LOCK:
+        voices = _voices()
+    wanted = lang.strip().lower().replace("_", "-")
+    for code in (wanted, wanted.split("-")[0]):
+        code = _ALIASES.get(code, code)
+        if code in voices:
+            return voices[code]
+    raise ValleError(
+        f"the language {lang!r} is unknown; espeak has {len(voices)}, such as en-us, en-gb, de, es, fr-fr, it, pt-br, ru, "
+        f"cmn, hi"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- espeak
+_LOCK = threading.Lock()
+# espeak keeps the path of its data in 160 characters and ends the process where the rest is cut off.
+_MAX_DATA_PATH = 120
+
+
+@functools.cache
+def _espeak() -> Any:
+    """The process's one espeak (phonemizer copies the library for each, 10 ms). Call with the lock held."""
+    import espeakng_loader
+    from phonemizer.backend.espeak.wrapper import EspeakWrapper
+
+    data_path = _data_path(espeakng_loader.get_data_path())
+
+    class Espeak(EspeakWrapper):  # type: ignore[misc]
+        # Settings of the class, so that those of another user of phonemizer and its environment variables do not count.
+        _ESPEAK_LIBRARY = espeakng_loader.get_library_path()
+        data_path = property(lambda self: data_path)  # NOTE: phonemizer's own would resolve a link
+
+    return Espeak()
+
+
+def _data_path(path: str) -> Path:
+    if len(path.encode()) <= _MAX_DATA_PATH:
+        return Path(path)
+    link = Path(tempfile.mkdtemp(prefix="valle-")) / "espeak-ng-data"
+    link.symlink_to(path, target_is_directory=True)
+    return link
+
+
+@functools.cache
+def _voices() -> dict[str, str]:
+    """Language codes in lower case -> as espeak writes them."""
+    return {v.language.lower(): v.language for v in _espeak().available_voices() if "/mb" not in f"/{v.identifier}"}
+
+
+# -------------------------------------------------------------------------------------------------------------- symbols
+_WEIGHT = "?!.…;:—,"  # of marks that meet, the first of these stays
+assert set(_WEIGHT) == set(PUNCTUATION)
+_MARKS_OF_SCRIPTS = str.maketrans(
+    dict.fromkeys("。｡।॥۔։።။។", ".") | dict.fromkeys("、،፣", ",") | {"؟": "?", "؛": ";", "፤": ";", "፥": ":", "¿": " ", "¡": " "}
+    | dict.fromkeys('"', " ")
+)  # fmt: skip
+# Marks, but not those inside 3,5 or U.S.A or 12:30.
+_MARKS = re.compile(r"((?:[—…]|[.,!?;:](?![^\W_])|(?<![^\W_])[.,!?;:]|\s+(?=[.,!?;:—…]))+)")
+
+_SWITCH = re.compile(r"\([^)]*\)")  # "(en)", where espeak changes the language for a word
+# Where espeak has no IPA for a sound it writes its own letters, one character of which modifies the one before.
+_RETROFLEX = dict(zip("sztdnlr", "ʂʐʈɖɳɭɽ", strict=True))
+_PALATAL = dict(zip("nl", "ɲʎ", strict=True))
+_LEFTOVERS = str.maketrans(
+    {
+        "_": "", "-": "", "+": "", "#": "\u0325", "`": "ʼ", "[": "\u032a", '"': "\u0308", "^": "ʲ", ".": "˞", ":": "ː",
+        "?": "ʔ", "g": "ɡ", "ε": "ɛ", "Φ": "ɸ", "ʦ": "ts", "S": "ʃ", "Z": "ʒ", "N": "ŋ", "X": "χ", "A": "ɑ", "ɿ": "ɨ",
+    }
+)  # fmt: skip
+
+
+def _canonical(phonemes: str) -> str:
+    """espeak's output as symbols of the inventory: no language flags or separators, one spelling for each sound."""
+    phonemes = _SWITCH.sub("", phonemes)
+    phonemes = re.sub(r"([sztdnlr])_?\.", lambda m: _RETROFLEX[m[1]], phonemes)
+    phonemes = re.sub(r"([nl])_?\^", lambda m: _PALATAL[m[1]], phonemes)
+    phonemes = unicodedata.normalize("NFD", phonemes).replace("c\u0327", "ç").translate(_LEFTOVERS)
+    unknown = set(phonemes) - set(DEFAULT_INVENTORY.symbols) - set("\n")
+    if unknown:  # a few of espeak's names of letters hold broken characters
+        logger.warning("espeak gave %s, which is no phoneme; left out", ", ".join(f"U+{ord(c):04X}" for c in unknown))
+        phonemes = "".join(c for c in phonemes if c not in unknown)
+    return " ".join(phonemes.split())
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")

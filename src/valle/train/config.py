@@ -1,0 +1,125 @@
+"""The configuration of a training run: one TOML file for both models, ``[ar]`` and ``[nar]`` (configs/*.toml)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from valle.config import load_config
+from valle.data.batches import BatchConfig
+from valle.errors import ValleError
+from valle.train.optimiser import OptimiserConfig
+
+Kind = Literal["ar", "nar"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long a run takes and what it leaves; all but ``accumulate`` and ``ema_decay`` may change on --resume."""
+
+    max_steps: int = 800_000
+    """Optimiser steps of the whole run; the learning rate reaches 0 here."""
+    budget_minutes: float = 0.0
+    """Minutes of the whole run, 0 for no bound; it ends, and the learning rate reaches 0, here or at max_steps,
+    whichever comes first. For a machine that is lent or shared: a run that follows the clock cannot be repeated bit for
+    bit."""
+    max_minutes: float = 0.0
+    """Minutes until this session stops with a checkpoint, 0 for no bound; --resume goes on as if nothing had been."""
+    accumulate: int = 1
+    """Batches a step and a rank: a large batch on a small machine."""
+    ema_decay: float = 0.0
+    """0: off. Otherwise the weights that are judged and kept are a moving average with this decay per step."""
+    log_every: int = 50
+    """Steps between log lines."""
+    eval_every: int = 1000
+    """Steps between validations on dev; the best weights so far are kept in best/."""
+    dev_frames: int = 0
+    """Frames of dev that a validation sees, taken evenly over all lengths; 0 for all of it."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints; whichever comes first."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    max_skipped: int = 20
+    """So many steps in a row without a finite loss and gradient, each of them skipped, end the run with an error."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_steps, self.accumulate, self.log_every, self.eval_every, self.checkpoint_every, self.keep) < 1:
+            raise ValleError(f"max_steps, accumulate, keep and the *_every of a run must be at least 1, not {self}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValleError(f"ema_decay is {self.ema_decay}; it must be 0 (off) or below 1, such as 0.999")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What one of the two models is and how it is trained."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    """The fields of ARConfig or NARConfig; n_phonemes, codebook_size and n_quantizers come from the pack."""
+    init: str = ""
+    """A model to start from instead of random weights: best/ of another run, or ar/ or nar/ of a model folder."""
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    """What a batch is."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """How weights move."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """How long, how often."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One TOML file."""
+
+    pack: str
+    """Folder of the packed dataset (python -m valle.data.prepare)."""
+    out: str
+    """Folder of the runs: out/ar and out/nar."""
+    codec: str = ""
+    """Folder of the codec that made the pack; with it a sample is spoken at every validation. Empty: none."""
+    train_split: str = "train"
+    """The split to learn from."""
+    dev_split: str = "dev"
+    """The split to judge by."""
+    seed: int = 0
+    """Of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What matrix products are computed in; weights are fp32. auto: bf16 where the hardware has it, fp32 elsewhere."""
+    ar: TaskConfig = field(default_factory=TaskConfig)
+    """The autoregressive model."""
+    nar: TaskConfig = field(default_factory=TaskConfig)
+    """The non-autoregressive model."""
+
+
+def load_train_config(path: str | Path) -> TrainConfig:
+    """Read a TOML file; see ``valle.config.load_config`` for its errors."""
+    return load_config(path, TrainConfig)
+
+
+def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ValleError: cuda is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValleError('device is "cuda", but torch sees no GPU here; set it to "auto" or "cpu"')
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """fp32 or bf16. NOTE on a CPU without bf16 instructions, bf16 products are hundreds of times slower than fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        supported = getattr(torch.cpu, name, None)  # private: absent in some versions
+        if supported is not None and supported():
+            return "bf16"
+    return "fp32"

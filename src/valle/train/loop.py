@@ -1,0 +1,444 @@
+"""One training loop for both models: ``python -m valle.train.loop ar|nar CONFIG [--resume]`` (paper §5.1).
+
+A step is ``accumulate`` batches on every rank, their losses weighted by tokens so that the gradient is that of one
+large batch. Whatever is random in it (dropout, stages, prompts) is seeded by the run's seed, the step, and the batch's
+number within the step. Nothing random lives longer than a batch, and the position in the data is two numbers: a resumed
+run equals an uninterrupted one bit for bit, and two ranks equal one with accumulation.
+
+A run leaves in ``out/ar`` or ``out/nar``: ``config.json``, ``checkpoints/``, ``log.jsonl``, ``tensorboard/``,
+``samples/``, and the weights that were best on dev in ``best/``. Given a pack, it needs torch, safetensors and tqdm
+only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from valle.config import to_dict
+from valle.data.batches import BatchSampler, Example, collate
+from valle.data.pack import PHONEMES_FILE, Pack
+from valle.errors import ValleError
+from valle.train.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from valle.train.config import Kind, TaskConfig, TrainConfig, choose_device, choose_precision, load_train_config
+from valle.train.distributed import join_ranks
+from valle.train.ema import MovingAverage
+from valle.train.optimiser import lr_at, make_optimiser
+from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, pair_to_speak, validate
+from valle.train.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str | Path | None = None) -> Path:
+    """Run ``valle train ar|nar``.
+
+    Args:
+        kind: which model.
+        config_path: a TOML file (``TrainConfig``).
+        resume: continue from the newest checkpoint of the run.
+        out: in place of the configuration's ``out``.
+
+    Returns:
+        The run's folder, ``out/ar`` or ``out/nar``.
+
+    Raises:
+        ValleError: a wrong configuration or pack, a run that is already there (without ``resume``) or none (with it),
+            or gradients that stay infinite.
+    """
+    config = load_train_config(config_path)
+    trainer = Trainer(kind, config, Path(out or config.out) / kind)
+    try:
+        trainer.start(resume)
+        trainer.run()
+    finally:
+        trainer.ranks.leave()
+    return trainer.out
+
+
+class Trainer:
+    """The state of one run and its loop."""
+
+    def __init__(self, kind: Kind, config: TrainConfig, out: Path) -> None:
+        self.kind, self.config, self.out = kind, config, out
+        self.task_config: TaskConfig = getattr(config, kind)
+        self.run_config = self.task_config.run
+        self.ranks = join_ranks(choose_device(config.device))
+        self.device = self.ranks.device
+        self.precision = choose_precision(config.precision, self.device)
+
+        self.pack = Pack(config.pack)
+        self.codec = self._load_codec()
+        self.split = self.pack.split(config.train_split)
+        self.dev = self.pack.split(config.dev_split)
+        self.sampler = BatchSampler(
+            self.split, self.task_config.batches, seed=config.seed, rank=self.ranks.rank, world_size=self.ranks.size
+        )
+        self.dev_batches = self._choose_dev()
+
+        torch.manual_seed(config.seed)
+        self.task: Task[Any] = make_task(kind, self.task_config.model, self.pack.info)
+        self.model: nn.Module = self.task.model.to(self.device)
+        if self.task_config.init:
+            self.model.load_state_dict(load_weights(kind, self.task_config.init).state_dict())
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimiser(self.model, self.task_config.optimiser)
+        decay = self.run_config.ema_decay
+        self.average = MovingAverage(self.model, decay) if decay else None
+        self.step = 0
+        self.minutes = 0.0  # of all sessions
+        self.skipped = 0  # steps without a finite gradient
+        self.skipped_in_a_row = 0
+        self.best: float | None = None  # loss on dev
+        self._generator = torch.Generator()
+
+    # Starting and stopping
+
+    def start(self, resume: bool) -> None:
+        """Make the run's folder, or take up the run that is in it."""
+        identity = self._identity()
+        path = self.out / "config.json"
+        if resume:
+            checkpoint = load_checkpoint(self.out / "checkpoints")
+            _require_same(json.loads(path.read_text(encoding="utf-8"))["identity"], identity, self.out)
+            self._restore(checkpoint.tensors, checkpoint.state)
+        elif latest_checkpoint(self.out / "checkpoints") is not None:
+            raise ValleError(
+                f"{self.out} already holds a run; continue it with --resume, or give another folder with --out"
+            )
+        if self.ranks.is_main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            body = {"identity": identity, "config": to_dict(self.config)}
+            path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if not self.ranks.is_main:
+            return
+        moments, optimizer_state = optimizer_tensors(self.optimizer)
+        tensors: dict[str, dict[str, Tensor]] = {"model": self.model.state_dict(), "optimizer": moments}
+        state: dict[str, Any] = {
+            "step": self.step,
+            "minutes": self.minutes,
+            "skipped": [self.skipped, self.skipped_in_a_row],
+            "best": self.best,
+            "sampler": self.sampler.state_dict(),
+            "optimizer": optimizer_state,
+        }
+        if self.average is not None:
+            tensors["average"] = self.average.weights
+            state["average_updates"] = self.average.n_updates
+        save_checkpoint(self.out / "checkpoints", tensors=tensors, state=state, keep=self.run_config.keep)
+
+    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        self.model.load_state_dict(tensors["model"])
+        restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
+        if self.average is not None:
+            self.average.load(tensors["average"], state["average_updates"])
+        self.step, self.minutes = state["step"], state["minutes"]
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+        self.best = state["best"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run cannot change half-way without becoming another."""
+        config, task, info = self.config, self.task_config, self.pack.info
+        return {
+            "kind": self.kind,
+            "seed": config.seed,
+            "codec_fingerprint": info.codec_fingerprint,
+            "inventory_version": info.inventory_version,
+            "splits": [config.train_split, config.dev_split],
+            "model": self.task.config_dict(),
+            "batches": to_dict(task.batches),
+            "optimiser": to_dict(task.optimiser),
+            "accumulate x ranks": task.run.accumulate * self.ranks.size,
+            "ema_decay": task.run.ema_decay,
+        }
+
+    # The loop
+
+    def run(self) -> None:
+        """Train to the end, or until told to stop."""
+        run = self.run_config
+        means = MeanMetrics()
+        started = last_save = time.monotonic()
+        minutes_before, saved_step, validated_step = self.minutes, self.step, -1
+        with self._tracker() as tracker, _stop_signals() as stop:
+            self._greet(tracker)
+            while True:
+                session = (time.monotonic() - started) / 60
+                told = bool(stop) or 0 < run.max_minutes <= session
+                stops, self.minutes = self.ranks.total([told, minutes_before + session if self.ranks.is_main else 0.0])
+                is_done = self.step >= run.max_steps or 0 < run.budget_minutes <= self.minutes
+                if stops or is_done:
+                    break
+                n_frames, numbers = self.train_step(means)
+                self.step += 1
+                if tracker is not None:
+                    tracker.advance(self.step, n_frames)
+                    if self.step % run.log_every == 0:
+                        rate = {"train/tokens_per_s": tracker.rate(), "train/epoch": self.sampler.epoch}
+                        tracker.log(self.step, means.take("train") | numbers | rate)
+                if self.step % run.eval_every == 0:
+                    self.validate(tracker)
+                    validated_step = self.step
+                if self.step % run.checkpoint_every == 0 or time.monotonic() - last_save > run.checkpoint_minutes * 60:
+                    self.save()
+                    saved_step, last_save = self.step, time.monotonic()
+            if is_done and validated_step != self.step:
+                self.validate(tracker)
+                saved_step = -1  # the best loss may have changed
+            if saved_step != self.step:
+                self.save()
+            if tracker is not None:
+                ended = "finished" if is_done else "stopped; continue with --resume"
+                tracker.note(f"{self.kind}: {ended} at step {self.step} after {self.minutes:.1f} minutes")
+
+    def train_step(self, means: MeanMetrics) -> tuple[int, dict[str, float]]:
+        """One optimiser step.
+
+        Returns:
+            Frames of codebook 1 that all ranks saw, and numbers for the log.
+
+        Raises:
+            ValleError: too many steps in a row had no finite gradient.
+        """
+        run, config = self.run_config, self.task_config.optimiser
+        seeds, batches, n_frames = [], [], 0
+        for micro in range(run.accumulate):
+            seeds.append(self._seed(micro * self.ranks.size + self.ranks.rank))
+            rows = collate(self.split, next(self.sampler))
+            batches.append(self.task.make_batch(rows, self._generator.manual_seed(seeds[-1])))
+            n_frames += int(rows.code_lens.sum())
+        n_tokens = [self.task.n_tokens(batch) for batch in batches]
+        all_frames, all_tokens = self.ranks.total([n_frames, sum(n_tokens)])
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for seed, batch, n in zip(seeds, batches, n_tokens, strict=True):
+            torch.manual_seed(seed)  # dropout
+            with self._autocast():
+                loss, metrics = self.task.loss(batch, self.device)
+            torch.autograd.backward(loss * (n / max(1.0, all_tokens)))
+            means.add(metrics)
+        self.ranks.sum_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
+        lr = lr_at(self.step, self._total_steps(), config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # A loss that is not finite makes the norm so, and the norm is the same on all ranks.
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            logger.warning("step %d has no finite gradient and is skipped", self.step + 1)
+            if self.skipped_in_a_row >= run.max_skipped:
+                raise ValleError(
+                    f"{self.skipped_in_a_row} steps in a row up to step {self.step + 1} had no finite gradient; lower "
+                    f"the learning rate ({config.lr:g}) or set precision to fp32 (it is {self.precision})"
+                )
+        return int(all_frames), {"train/lr": lr, "train/grad_norm": float(norm), "train/skipped": self.skipped}
+
+    def validate(self, tracker: Tracker | None) -> None:
+        """Judge the weights on dev, keep them if they are the best, and let them speak."""
+        if tracker is None:
+            return
+        with self.average.in_place() if self.average is not None else nullcontext():
+            values = validate(self.task, self.dev, self.dev_batches, self.device, self._autocast())
+            tracker.log(self.step, values, show=False)
+            tracker.note(f"{self.kind} step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            if math.isfinite(values["dev/loss"]) and (self.best is None or values["dev/loss"] < self.best):
+                self.best = values["dev/loss"]
+                self._keep_best(values)
+            if self.codec is not None:
+                try:
+                    self._speak(tracker)
+                except Exception as error:  # a sample is a comfort: no failure of it may end the run
+                    tracker.note(f"no sample at step {self.step}: {error}")
+        tracker.restart_clock()
+
+    def _keep_best(self, values: dict[str, float]) -> None:
+        """Write ``best/`` anew, as a model that ``load_weights`` reads."""
+        from safetensors.torch import save_file
+
+        best, new = self.out / "best", self.out / ".best.tmp"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(tensors, new / "model.safetensors")
+        info = self.pack.info
+        notes = {
+            "step": self.step,
+            "minutes": round(self.minutes, 1),
+            "epoch": self.sampler.epoch,
+            "train_hours": round(info.hours(self.config.train_split), 2),
+            "max_seconds": self.task_config.batches.max_seconds,
+            "codec_fingerprint": info.codec_fingerprint,
+            "inventory_version": info.inventory_version,
+            **{name: round(value, 5) for name, value in values.items()},
+        }
+        for name, body in (("config.json", self.task.config_dict()), ("training.json", notes)):
+            (new / name).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(self.pack.folder / PHONEMES_FILE, new / PHONEMES_FILE)
+        shutil.rmtree(best, ignore_errors=True)
+        new.rename(best)
+
+    @torch.no_grad()
+    def _speak(self, tracker: Tracker) -> None:
+        """The AR with the NAR of the same configuration if it is trained, else its codebook alone; the NAR alone."""
+        assert self.codec is not None
+        pair = pair_to_speak(self.dev)
+        if pair is None:
+            return
+        self.model.eval()
+        nar_folder = self.out.parent / "nar" / "best"
+        has_nar = self.kind == "ar" and (nar_folder / "config.json").is_file()
+        other = load_weights("nar", nar_folder).to(self.device) if has_nar else None
+        codes = self.task.speak(self.dev, pair, self.device, other)  # [K, T]
+        if not codes.shape[1]:
+            tracker.note(f"step {self.step}: the sample ended before it began")
+            return
+        wav = self.codec.decode(codes.unsqueeze(0))
+        info = {"synthetic": True, "model": f"{self.kind} in training, step {self.step}"}
+        tracker.audio(self.step, f"dev/{self.kind}", wav, self.codec.sample_rate, info)
+
+    # Small things
+
+    def _tracker(self) -> AbstractContextManager[Tracker | None]:
+        """Log and progress bar; only the main rank has them."""
+        if not self.ranks.is_main:
+            return nullcontext()
+        return Tracker(self.out, self.run_config.max_steps, start_step=self.step, description=self.kind)
+
+    def _greet(self, tracker: Tracker | None) -> None:
+        if tracker is None:
+            return
+        n = sum(p.numel() for p in self.parameters) / 1e6
+        hours = self.pack.info.hours(self.config.train_split)
+        tracker.note(
+            f"{self.kind}: {n:.1f} M parameters, {hours:.2f} h of speech, {self.device}, {self.precision}, "
+            f"{self.ranks.size} x {self.run_config.accumulate} batches of up to {self.sampler.config.max_frames} frames"
+        )
+        if self.sampler.left_out:
+            tracker.note(f"{self.sampler.left_out} utterances are too short or too long and stay out")
+
+    def _seed(self, number: int) -> int:
+        """Of batch ``number`` of this step, counted over ranks and micro-batches."""
+        return random.Random(f"{self.config.seed}/{self.step}/{number}").getrandbits(63)
+
+    def _total_steps(self) -> float:
+        """Where the learning rate reaches 0: ``max_steps``, or as far as the minutes bring the run at this pace."""
+        run = self.run_config
+        if run.budget_minutes > 0 and self.minutes > 0 and self.step:
+            return float(min(run.max_steps, self.step * run.budget_minutes / self.minutes))
+        return float(run.max_steps)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _load_codec(self) -> Any:
+        """The codec for samples; only on the rank that speaks.
+
+        Raises:
+            ValleError: it is not the one that made the pack.
+        """
+        if not self.config.codec or not self.ranks.is_main:
+            return None
+        from valle.codec.base import load_codec
+
+        codec = load_codec(self.config.codec, self.device)
+        self.pack.require(codec_fingerprint=codec.fingerprint())
+        return codec
+
+    def _choose_dev(self) -> list[list[Example]]:
+        """The batches of a validation: all of dev, or ``dev_frames`` taken evenly over all lengths."""
+        plan = BatchSampler(self.dev, self.task_config.batches).sorted_plan()
+        limit = self.run_config.dev_frames
+        n_frames = sum(int(self.dev.n_frames[i]) for batch in plan for example in batch for i in example)
+        every = max(1, round(n_frames / limit)) if limit else 1
+        return plan[every // 2 :: every] or plan[:1]
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Refuse to resume another run than the one that was started.
+
+    Raises:
+        ValleError: naming what differs.
+    """
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ValleError(
+                f"{out} was started with {name} = {before.get(name)}, but the configuration now has {value}; "
+                "resume with the old value, or start a new run with --out"
+            )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The list gets an entry when SIGTERM or SIGINT arrives; a second one interrupts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``python -m valle.train.loop``."""
+    parser = argparse.ArgumentParser(prog="python -m valle.train.loop", description="Train the AR or the NAR model.")
+    parser.add_argument("kind", choices=("ar", "nar"))
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/default.toml")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    parser.add_argument("--out", help="folder of the runs, in place of the configuration's")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(args.kind, args.config, resume=args.resume, out=args.out)
+    except ValleError as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

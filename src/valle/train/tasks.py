@@ -1,0 +1,261 @@
+"""The two things that can be trained: what a batch is, its loss, its validation, and how to hear it.
+
+The AR learns codebook 1 (paper §4.2.1), the NAR codebooks 2 to 8, a stage and a prompt drawn for every batch (§4.2.2).
+The loop knows them only through ``Task``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from valle.config import from_dict
+from valle.data.batches import Example, Rows, collate
+from valle.data.pack import PackInfo, PackSplit
+from valle.errors import ValleError
+from valle.model.ar import AR, ARBatch, ARConfig
+from valle.model.nar import NAR, NARBatch, NARConfig, draw_prompt, draw_stage
+from valle.model.sampling import SamplingConfig
+from valle.train.config import Kind
+
+Batch = TypeVar("Batch")
+Metrics = dict[str, Tensor]
+
+SPOKEN_PROMPT_S = (2.0, 6.0)
+"""Length of the prompts, and of the texts, from which samples are spoken while training."""
+
+
+class Task(ABC, Generic[Batch]):
+    """A model and what training it means. ``Batch`` is on the CPU until ``loss`` gets it."""
+
+    kind: Kind
+    model: nn.Module
+
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """The model's configuration, ready for JSON."""
+
+    @abstractmethod
+    def make_batch(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """A training batch; whatever is random about it comes from ``generator``."""
+
+    @abstractmethod
+    def n_tokens(self, batch: Batch) -> int:
+        """How many tokens its loss is a mean of."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, device: torch.device) -> tuple[Tensor, Metrics]:
+        """The mean loss, and metrics with a weight ``n_tokens``; names end in the stage where there are stages."""
+
+    @abstractmethod
+    def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[Batch]:
+        """All batches by which ``rows`` are judged."""
+
+    @abstractmethod
+    def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
+        """Codes [K, T]: the text of utterance ``pair[1]`` in the voice of ``pair[0]``; ``other`` is the other model."""
+
+
+class ARTask(Task[ARBatch]):
+    """Codebook 1."""
+
+    kind: Kind = "ar"
+
+    def __init__(self, values: dict[str, Any], info: PackInfo) -> None:
+        """``values`` are the fields of ``ARConfig`` that the pack does not know."""
+        known = {"n_phonemes": info.n_phonemes, "codebook_size": info.codebook_size}
+        self.model: AR = AR(from_dict(ARConfig, _merged(values, known), "[ar.model]"))
+
+    def config_dict(self) -> dict[str, Any]:
+        return self.model.config_dict()
+
+    def make_batch(self, rows: Rows, generator: torch.Generator) -> ARBatch:
+        return ARBatch(rows.phonemes, rows.phoneme_lens, rows.codes[:, 0], rows.code_lens)
+
+    def n_tokens(self, batch: ARBatch) -> int:
+        return int(batch.code_lens.sum()) + len(batch.code_lens)  # <eos> counts
+
+    def loss(self, batch: ARBatch, device: torch.device) -> tuple[Tensor, Metrics]:
+        batch = batch.to(device)
+        return self.model.loss(self.model(batch), batch)
+
+    def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[ARBatch]:
+        yield self.make_batch(rows, generator)
+
+    def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
+        voice, text = pair
+        phonemes, phoneme_lens = _phonemes(split, pair, device)
+        prompt = split.codes(voice).unsqueeze(0).to(device)  # [1, 8, T']
+        prompt_lens = torch.tensor([prompt.shape[2]], device=device)
+        result = self.model.generate(
+            phonemes,
+            phoneme_lens,
+            prompt[:, 0],
+            prompt_lens,
+            max_frames=2 * int(split.n_frames[text]),
+            sampling=SamplingConfig(temperature=0.9, top_p=0.95),
+            generators=[torch.Generator(device).manual_seed(0)],
+        )
+        codes_1 = result.codes[0].unsqueeze(0)  # [1, T]
+        if other is None or not codes_1.numel():
+            return codes_1
+        assert isinstance(other, NAR)
+        lens = torch.tensor([codes_1.shape[1]], device=device)
+        return other.generate(phonemes, phoneme_lens, prompt, prompt_lens, codes_1, lens)[0]  # [8, T]
+
+
+class NARTask(Task[tuple[NARBatch, int]]):
+    """Codebooks 2 to 8; a batch comes with its stage."""
+
+    kind: Kind = "nar"
+
+    def __init__(self, values: dict[str, Any], info: PackInfo) -> None:
+        """``values`` are the fields of ``NARConfig`` that the pack does not know."""
+        known = {
+            "n_phonemes": info.n_phonemes,
+            "codebook_size": info.codebook_size,
+            "n_quantizers": info.n_quantizers,
+        }
+        self.model: NAR = NAR(from_dict(NARConfig, _merged(values, known), "[nar.model]"))
+
+    def config_dict(self) -> dict[str, Any]:
+        return self.model.config_dict()
+
+    def make_batch(self, rows: Rows, generator: torch.Generator) -> tuple[NARBatch, int]:
+        stage = draw_stage(self.model.config.n_quantizers, generator)
+        return self._with_prompt(rows, generator), stage
+
+    def n_tokens(self, batch: tuple[NARBatch, int]) -> int:
+        return int(batch[0].in_loss.sum())
+
+    def loss(self, batch: tuple[NARBatch, int], device: torch.device) -> tuple[Tensor, Metrics]:
+        rows, stage = batch[0].to(device), batch[1]
+        loss, metrics = self.model.loss(self.model(rows, stage), rows, stage)
+        named = {name: value for name, value in metrics.items() if name != "n_tokens"}
+        return loss, metrics | {f"{name}_{stage}": value for name, value in named.items()}
+
+    def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[tuple[NARBatch, int]]:
+        batch = self._with_prompt(rows, generator)
+        for stage in self.model.stages:
+            yield batch, stage
+
+    def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
+        voice, text = pair
+        phonemes, phoneme_lens = _phonemes(split, pair, device)
+        prompt = split.codes(voice).unsqueeze(0).to(device)  # [1, 8, T']
+        target = split.codes(text).unsqueeze(0).to(device)  # [1, 8, T]
+        lens = [torch.tensor([codes.shape[2]], device=device) for codes in (prompt, target)]
+        # Codebook 1 of the recording, so that what is heard is this model's work alone.
+        return self.model.generate(phonemes, phoneme_lens, prompt, lens[0], target[:, 0], lens[1])[0]  # [8, T]
+
+    def _with_prompt(self, rows: Rows, generator: torch.Generator) -> NARBatch:
+        config = self.model.config
+        return draw_prompt(*rows, prompt_frames=config.prompt_frames, mode=config.prompt_mode, generator=generator)
+
+
+def make_task(kind: Kind, values: dict[str, Any], info: PackInfo) -> ARTask | NARTask:
+    """A task with a model of random weights, on the CPU."""
+    return ARTask(values, info) if kind == "ar" else NARTask(values, info)
+
+
+class MeanMetrics:
+    """Means weighted by tokens, gathered without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        """One batch: named means and their weight ``n_tokens``."""
+        weight = metrics["n_tokens"].double()
+        for name, value in metrics.items():
+            if name != "n_tokens":
+                zero = torch.zeros_like(weight)
+                self._sums[name] = self._sums.get(name, zero) + value.double() * weight
+                self._weights[name] = self._weights.get(name, zero) + weight
+
+    def take(self, prefix: str) -> dict[str, float]:
+        """The means so far under ``prefix/name``; starts anew."""
+        means = {f"{prefix}/{name}": float(self._sums[name] / self._weights[name]) for name in sorted(self._sums)}
+        self._sums, self._weights = {}, {}
+        return means
+
+
+@torch.no_grad()
+def validate(
+    task: Task[Any],
+    split: PackSplit,
+    batches: Sequence[Sequence[Example]],
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+) -> dict[str, float]:
+    """Means over ``batches`` in evaluation mode: loss, top1 and top10, for the NAR also of every stage.
+
+    Prompts are the same every time.
+    """
+    task.model.eval()
+    mean = MeanMetrics()
+    generator = torch.Generator().manual_seed(0)
+    for examples in batches:
+        for batch in task.validation_batches(collate(split, examples), generator):
+            with autocast:
+                mean.add(task.loss(batch, device)[1])
+    return mean.take("dev")
+
+
+def pair_to_speak(split: PackSplit) -> tuple[int, int] | None:
+    """Two utterances of one speaker, the first the voice and the second the text; None when the split has no such."""
+    shortest, longest = (s * split.info.frame_rate for s in SPOKEN_PROMPT_S)
+    seen: dict[int, int] = {}
+    for i, (n, speaker) in enumerate(zip(split.n_frames.tolist(), split.speakers.tolist(), strict=True)):
+        if speaker >= 0 and shortest <= n <= longest:
+            if speaker in seen:
+                return seen[speaker], i
+            seen[speaker] = i
+    return None
+
+
+def load_weights(kind: Kind, folder: str | Path) -> AR | NAR:
+    """A model from ``folder/{model.safetensors, config.json}``, in fp32 and evaluation mode.
+
+    Raises:
+        ValleError: a file is missing or does not fit.
+    """
+    import json
+
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise ValleError(f"{folder} is no {kind.upper()} model: model.safetensors and config.json are needed")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model: AR | NAR = AR.from_config(values) if kind == "ar" else NAR.from_config(values)
+    try:
+        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    except RuntimeError as error:
+        raise ValleError(f"the weights in {folder} do not fit its config.json: {error}") from error
+    return model.eval()
+
+
+def _merged(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The model's table and what the pack knows.
+
+    Raises:
+        ValleError: the table contradicts the pack.
+    """
+    for name, value in known.items():
+        if values.get(name, value) != value:
+            raise ValleError(f"the configuration says {name} = {values[name]}, but the pack has {value}; leave it out")
+    return values | known
+
+
+def _phonemes(split: PackSplit, pair: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """phonemes [1, S] of two utterances joined, and their length [1]."""
+    phonemes = collate(split, [pair]).phonemes.to(device)
+    return phonemes, torch.tensor([phonemes.shape[1]], device=device)

@@ -1,0 +1,489 @@
+"""Text and a voice in, speech out (paper §4.3): the two language models, the codec and the text in one place.
+
+A text is split into sentences, and each is spoken from the same prompt: phonemes of the prompt's transcript followed by
+those of the sentence, and the codes of the recording as the beginning of the codes. The AR model writes codebook 1, the
+NAR model the rest, the codec the wave; the waves are joined with pauses.
+
+With ``continual`` the prompt is the first three seconds of the recording and the phonemes those of its whole transcript
+(and of the text after it): the model goes on speaking where the recording was cut (VALL-E-continual).
+
+Every row of a batch draws from a generator of its own, seeded by the caller's seed, the piece and the candidate. A text
+therefore sounds the same alone, in a batch and as a stream.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from valle.audio import Audio, Source, load_reference, loudness_gain
+from valle.errors import ValleError
+from valle.model.sampling import SamplingConfig
+from valle.pieces import MAX_PHONEMES_PER_S, Piece, Prompt, Spoken, candidate_seeds, join, make_piece, score
+from valle.pretrained import Pretrained, load_pretrained
+from valle.text import WORD_BOUNDARY, Phonemizer, normalise, split_sentences
+from valle.voices import find_voice
+
+BATCH_ROWS = 8
+"""Most utterances that are spoken at once; memory follows it."""
+
+_CHUNK_FRAMES = 75  # that a stream decodes at once
+
+
+@dataclass(frozen=True)
+class SpeakOptions:
+    """How to speak; the keyword arguments of ``VALLE.generate``, ``generate_batch`` and ``stream``."""
+
+    seed: int | None = None
+    """One seed, one wave; None draws one and reports it in ``Audio.info``."""
+    temperature: float | None = None
+    """Divides the logits: below 1 plays safe, above 1 is bolder, 0 takes the likeliest. None: the model's choice."""
+    top_p: float | None = None
+    """Draw only from the smallest set of codes whose probabilities reach this sum. None: the model's choice."""
+    top_k: int | None = None
+    """Draw only from the k likeliest codes; 0 for all. None: the model's choice."""
+    repetition_aware: bool | None = None
+    """Break loops by VALL-E 2's repetition-aware sampling. None: the model's choice."""
+    num_candidates: int = 1
+    """Speak each piece so many times and keep the best (see ``pieces.score``)."""
+    max_seconds: float | None = None
+    """Cut the speech there; None leaves the bound to the length of the text."""
+    lang: str = "en-us"
+    """Language of text and transcript, as espeak names it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_candidates <= 64:
+            raise ValleError(f"num_candidates is {self.num_candidates}; it must be from 1 to 64")
+        if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds >= 0.1):
+            raise ValleError(f"max_seconds is {self.max_seconds}; it must be at least 0.1")
+        self.sampling(SamplingConfig())  # says what is wrong with the others
+
+    def sampling(self, default: SamplingConfig) -> SamplingConfig:
+        """What is given here, and the model's choice for the rest."""
+        names = ("temperature", "top_p", "top_k", "repetition_aware")
+        return replace(default, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+class VALLE:
+    """A model that speaks. ``VALLE.from_pretrained()`` is the embedded one.
+
+    >>> tts = VALLE.from_pretrained()
+    >>> tts.generate("Hello.", ref_audio="me.wav", ref_text="What I say in it.", seed=0).save("out.wav")
+    """
+
+    def __init__(self, model: Pretrained) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path | None = None, device: str = "auto") -> VALLE:
+        """Read the embedded model (None), one in a folder, or one from the Hugging Face hub (``name/model``).
+
+        Args:
+            model: which.
+            device: "auto", "cpu", "cuda" or "cuda:1".
+
+        Raises:
+            ValleError: there is no such model or device, or the model is damaged.
+        """
+        return cls(load_pretrained(model, device))
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second of what it speaks."""
+        return self.model.codec.sample_rate
+
+    def prompt(
+        self,
+        ref_audio: Source | Audio | None = None,
+        ref_text: str | None = None,
+        *,
+        voice: str | None = None,
+        lang: str = "en-us",
+    ) -> Prompt:
+        """Encode a voice once, to speak many texts with it. Without arguments it is the default voice.
+
+        Args:
+            ref_audio: a recording of the voice, 1 to 15 s; 3 to 10 s are best.
+            ref_text: what is said in it.
+            voice: a voice by name, in place of a recording.
+            lang: language of ``ref_text``.
+
+        Raises:
+            ValleError: the recording cannot be used (see ``valle.audio.load_reference``), its transcript is missing or
+                cannot be its own, both a recording and a voice are given, or an unknown voice.
+        """
+        if voice is not None and ref_audio is not None:
+            raise ValleError(f"both the voice {voice!r} and a reference are given; give one of them")
+        if ref_audio is None and voice is None and ref_text is not None:
+            raise ValleError("a transcript (ref_text) is given but no reference; give the recording that it belongs to")
+        if ref_audio is None:
+            named = find_voice(voice)
+            name, ref_text = named.name, ref_text or named.text
+            source: Source | Audio = named.path
+        else:
+            name = Path(ref_audio).name if isinstance(ref_audio, str | os.PathLike) else "reference"
+            source = ref_audio
+        reference = load_reference(source)
+        if ref_text is None or not ref_text.strip():
+            raise ValleError(
+                f"the transcript of {name} is missing: say with ref_text (-s) which words are spoken in the recording"
+            )
+        phonemes = self._phonemes(ref_text, lang)
+        if not phonemes:
+            raise ValleError(f"the transcript {ref_text!r} holds nothing that can be spoken; give the words of {name}")
+        if len(phonemes) > MAX_PHONEMES_PER_S * reference.seconds:
+            raise ValleError(
+                f"the transcript has {len(phonemes)} phonemes, more than the {reference.seconds:.1f} s of {name} can "
+                "hold; give the words of this recording and no others"
+            )
+        with torch.inference_mode():
+            codes = self.model.codec.encode(reference.waveform.unsqueeze(0).to(self.model.device))[0]  # [8, T']
+        return Prompt(name, codes, phonemes, loudness_gain(reference.waveform, reference.sample_rate))
+
+    def generate(
+        self,
+        text: str = "",
+        ref_audio: Source | Audio | None = None,
+        ref_text: str | None = None,
+        *,
+        voice: str | None = None,
+        prompt: Prompt | None = None,
+        continual: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Audio:
+        """Speak a text.
+
+        Args:
+            text: of any length; may be empty in continual mode.
+            ref_audio, ref_text, voice: as for ``prompt``.
+            prompt: what ``prompt`` returned, in their place.
+            continual: go on from the first 3 s of the recording with the rest of its transcript, then the text. The
+                wave begins with those 3 s, as the codec renders them.
+            progress: is told how many pieces are done, and how many there are.
+            **options: fields of ``SpeakOptions``: seed, temperature, top_p, top_k, repetition_aware, num_candidates,
+                max_seconds, lang.
+
+        Returns:
+            Audio with ``codes`` [8, T] and, in ``info``: model, voice, seed, pieces with their stop reasons, warnings.
+
+        Raises:
+            ValleError: a text without words, a prompt that is none, or an option out of range.
+        """
+        parsed = _options(options)
+        prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
+        return self._generate([text], [prompt], parsed, continual, progress)[0]
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        ref_audio: Source | Audio | None = None,
+        ref_text: str | None = None,
+        *,
+        voice: str | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        continual: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> list[Audio]:
+        """Speak many texts together, which is faster; each sounds as ``generate`` with the same options would have it.
+
+        Args:
+            texts: one Audio each.
+            prompt: one for all, or one for each.
+            ref_audio, ref_text, voice, continual, progress, **options: as for ``generate``.
+        """
+        parsed = _options(options)
+        if isinstance(prompt, Prompt) or prompt is None:
+            prompts = [self._prompt(prompt, ref_audio, ref_text, voice, parsed)] * len(texts) if texts else []
+        else:
+            prompts = list(prompt)
+            if len(prompts) != len(texts):
+                raise ValleError(
+                    f"{len(texts)} texts and {len(prompts)} prompts are given; give one prompt for each or one for all"
+                )
+        return self._generate(list(texts), prompts, parsed, continual, progress)
+
+    def stream(
+        self,
+        text: str,
+        ref_audio: Source | Audio | None = None,
+        ref_text: str | None = None,
+        *,
+        voice: str | None = None,
+        prompt: Prompt | None = None,
+        continual: bool = False,
+        **options: Any,
+    ) -> Iterator[Audio]:
+        """Speak a long text, sentence by sentence; arguments as for ``generate``.
+
+        Chunks of about a second come as soon as their sentence is spoken, while the following ones are not. End to
+        end they are what ``generate`` returns. Everything wrong with the arguments is raised before the first chunk.
+        """
+        parsed = _options(options)
+        prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
+        pieces = self._pieces(text, prompt, parsed, continual)
+        return self._stream(pieces, prompt, parsed)
+
+    # From here on everything is checked
+
+    def _prompt(
+        self,
+        prompt: Prompt | None,
+        ref_audio: Source | Audio | None,
+        ref_text: str | None,
+        voice: str | None,
+        options: SpeakOptions,
+    ) -> Prompt:
+        if prompt is None:
+            return self.prompt(ref_audio, ref_text, voice=voice, lang=options.lang)
+        if ref_audio is not None or ref_text is not None or voice is not None:
+            raise ValleError("a prompt is given and so is a reference or a voice; give one of them")
+        return prompt
+
+    def _phonemes(self, text: str, lang: str) -> list[int]:
+        """Ids of a text's phonemes; none where there is nothing to say."""
+        if not any(c.isalnum() for c in normalise(text, lang)):
+            return []
+        return self.model.inventory.encode(Phonemizer(lang)(text))
+
+    def _pieces(self, text: str, prompt: Prompt, options: SpeakOptions, continual: bool) -> list[Piece]:
+        """Cut a text into what the model can speak at once."""
+        rate, per_phoneme = self.model.codec.frame_rate, prompt.frames_per_phoneme
+        sentences = self._sentences(text, prompt, options.lang)
+        if not sentences and (text.strip() or not continual):
+            said = text.strip()
+            what = f"the text {said[:40]!r} holds nothing that can be spoken" if said else "the text is empty"
+            raise ValleError(f"{what}; give at least one word")
+        separator = self.model.inventory.encode([WORD_BOUNDARY])
+        limit = math.inf if options.max_seconds is None else math.ceil(options.max_seconds * rate)
+        pieces = []
+        if continual:
+            head = prompt.head(round(self.model.info.continual_s * rate))
+            sentence, ids = sentences.pop(0) if sentences else ("", [])
+            rest = prompt.n_frames - head.n_frames
+            if not ids and rest < rate:
+                raise ValleError(
+                    f"{prompt.name} has {prompt.n_frames / rate:.1f} s of speech; to continue it without a text, at "
+                    f"least {self.model.info.continual_s + 1:g} s are needed: give a longer recording or a text"
+                )
+            first = make_piece(
+                sentence,
+                prompt.phonemes + (separator + ids if ids else []),
+                head,
+                expected_frames=rest + per_phoneme * len(ids),
+                limit=limit - head.n_frames,
+                frame_rate=rate,
+                keep_prompt=True,
+            )
+            pieces.append(first)
+        for sentence, ids in sentences:
+            phonemes, expected = prompt.phonemes + separator + ids, per_phoneme * len(ids)
+            pieces.append(
+                make_piece(sentence, phonemes, prompt, expected_frames=expected, limit=limit, frame_rate=rate)
+            )
+        return pieces
+
+    def _sentences(self, text: str, prompt: Prompt, lang: str) -> list[tuple[str, list[int]]]:
+        """Sentences as they are said, and their phonemes; prompt and sentence together stay in the model's reach."""
+        rate = self.model.codec.frame_rate
+        room_s = max(self.model.info.max_seconds - prompt.n_frames / rate, 4.0)
+        # A letter is about a phoneme symbol, and half of the room is left for slow speech.
+        max_chars = int(min(max(0.5 * room_s * rate / prompt.frames_per_phoneme, 40), 300))
+        written = split_sentences(text, max_chars)
+        # Cut again: numbers are longer when said than when written.
+        said = [s for w in written for s in split_sentences(normalise(w, lang), max_chars)]
+        return [(s, ids) for s in said if (ids := self._phonemes(s, lang))]
+
+    @torch.inference_mode()
+    def _speak(
+        self,
+        pieces: list[Piece],
+        seeds: list[list[int]],
+        options: SpeakOptions,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Spoken]:
+        """Run both language models; ``seeds`` [pieces][candidates]."""
+        sampling = options.sampling(self.model.info.sampling)
+        rows = [(i, c) for i in range(len(pieces)) for c in range(options.num_candidates)]
+        rows.sort(key=lambda row: pieces[row[0]].max_frames)  # rows of a batch last about as long
+        codes_1: dict[tuple[int, int], Tensor] = {}
+        stops: dict[tuple[int, int], str] = {}
+        scores: dict[tuple[int, int], float] = {}
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = rows[start : start + BATCH_ROWS]
+            some = [pieces[i] for i, _ in batch]
+            phonemes, phoneme_lens = self._pad([torch.tensor(p.phonemes) for p in some])  # [B, S], [B]
+            prompt, prompt_lens = self._pad([p.prompt.codes[0] for p in some])  # [B, T'], [B]
+            result = self.model.ar.generate(
+                phonemes,
+                phoneme_lens,
+                prompt,
+                prompt_lens,
+                min_frames=torch.tensor([p.min_frames for p in some]),
+                max_frames=torch.tensor([p.max_frames for p in some]),
+                sampling=sampling,
+                # On the CPU whatever the device, so that a seed means the same there.
+                generators=[torch.Generator().manual_seed(seeds[i][c]) for i, c in batch],
+            )
+            for n, row in enumerate(batch):
+                codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]
+                scores[row] = score(some[n], len(codes_1[row]), stops[row], float(result.log_probs[n]))
+            if progress is not None:
+                progress(min(start + BATCH_ROWS, len(rows)) // options.num_candidates, len(pieces))
+        best = [max(range(options.num_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
+        codes = self._add_codebooks(pieces, [codes_1[i, best[i]] for i in range(len(pieces))])
+        return [
+            Spoken(codes[i], stops[i, best[i]], [scores[i, c] for c in range(options.num_candidates)], best[i])
+            for i in range(len(pieces))
+        ]
+
+    def _add_codebooks(self, pieces: list[Piece], codes_1: list[Tensor]) -> list[Tensor]:
+        """Codebook 1 [t_i] of each piece -> codes [8, t_i]."""
+        order = sorted(range(len(pieces)), key=lambda i: len(codes_1[i]))
+        out: dict[int, Tensor] = {}
+        for start in range(0, len(order), BATCH_ROWS):
+            batch = order[start : start + BATCH_ROWS]
+            phonemes, phoneme_lens = self._pad([torch.tensor(pieces[i].phonemes) for i in batch])
+            prompt, prompt_lens = self._pad([pieces[i].prompt.codes.t() for i in batch])  # [B, T', 8]
+            first, lens = self._pad([codes_1[i] for i in batch])  # [B, T], [B]
+            codes = self.model.nar.generate(phonemes, phoneme_lens, prompt.transpose(1, 2), prompt_lens, first, lens)
+            out |= {i: codes[n, :, : len(codes_1[i])] for n, i in enumerate(batch)}
+        return [out[i] for i in range(len(pieces))]
+
+    def _pad(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows [n_i, ...] -> [B, max n_i, ...] on the model's device, and [B] their lengths."""
+        device = self.model.device
+        return pad_sequence(rows, batch_first=True).to(device), torch.tensor([len(r) for r in rows], device=device)
+
+    def _generate(
+        self,
+        texts: list[str],
+        prompts: list[Prompt],
+        options: SpeakOptions,
+        continual: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> list[Audio]:
+        start = time.perf_counter()
+        seed = _draw_seed(options.seed)
+        by_text = [self._pieces(t, p, options, continual) for t, p in zip(texts, prompts, strict=True)]
+        seeds = [candidate_seeds(seed, i, options.num_candidates) for pieces in by_text for i in range(len(pieces))]
+        spoken = iter(self._speak([p for pieces in by_text for p in pieces], seeds, options, progress) if texts else [])
+        audios = []
+        for pieces, prompt in zip(by_text, prompts, strict=True):
+            own = [next(spoken) for _ in pieces]
+            waves = [([self._decode(p, s)], p.pause_s) for p, s in zip(pieces, own, strict=True)]
+            wav = torch.cat(list(join(waves, self.sample_rate, options.max_seconds)), dim=1).cpu()  # [1, N]
+            codes = torch.cat([_all_codes(p, s) for p, s in zip(pieces, own, strict=True)], dim=1).cpu()  # [8, T]
+            info = self._info(prompt, seed, pieces, own, wav.shape[1] / self.sample_rate, options)
+            audios.append(Audio(wav, self.sample_rate, codes, info))
+        elapsed = time.perf_counter() - start
+        total = sum(audio.seconds for audio in audios)
+        for audio in audios:
+            audio.info.update({"elapsed_s": round(elapsed, 3), "rtf": round(elapsed / total, 3)})
+        return audios
+
+    def _stream(self, pieces: list[Piece], prompt: Prompt, options: SpeakOptions) -> Iterator[Audio]:
+        seed = _draw_seed(options.seed)
+        info = self._source(prompt, seed, pieces)
+
+        def waves() -> Iterator[tuple[Iterable[Tensor], float]]:
+            for i, piece in enumerate(pieces):
+                spoken = self._speak([piece], [candidate_seeds(seed, i, options.num_candidates)], options)[0]
+                yield self._decode_chunks(piece, spoken), piece.pause_s
+
+        for wav in join(waves(), self.sample_rate, options.max_seconds):
+            if wav.shape[1]:
+                yield Audio(wav.cpu(), self.sample_rate, info=dict(info))
+
+    @torch.inference_mode()
+    def _decode(self, piece: Piece, spoken: Spoken) -> Tensor:
+        """The wave [1, n] of a piece."""
+        return self.model.codec.decode(_all_codes(piece, spoken).unsqueeze(0))[0] * piece.prompt.gain
+
+    def _decode_chunks(self, piece: Piece, spoken: Spoken) -> Iterator[Tensor]:
+        """The same wave in chunks [1, n]."""
+        with torch.inference_mode():
+            decoder = self.model.codec.stream_decoder()
+        for codes in torch.split(_all_codes(piece, spoken).unsqueeze(0), _CHUNK_FRAMES, dim=2):
+            with torch.inference_mode():  # not around the yield: the caller's code is no part of it
+                wav = decoder.push(codes)[0] * piece.prompt.gain
+            yield wav
+        with torch.inference_mode():
+            wav = decoder.finish()[0] * piece.prompt.gain
+        yield wav
+
+    def _source(self, prompt: Prompt, seed: int, pieces: list[Piece]) -> dict[str, Any]:
+        """The part of ``Audio.info`` that is known before speaking; what ``provenance`` writes is among it."""
+        model = self.model.info
+        info = {
+            "synthetic": True,
+            "model": model.name,
+            "model_version": model.version,
+            "codec": model.codec_fingerprint,
+            "voice": prompt.name,
+            "seed": seed,
+        }
+        if pieces[0].keep_prompt:
+            info["recorded_s"] = round(pieces[0].prompt.codes.shape[1] / self.model.codec.frame_rate, 3)
+        return info
+
+    def _info(
+        self,
+        prompt: Prompt,
+        seed: int,
+        pieces: list[Piece],
+        spoken: list[Spoken],
+        seconds: float,
+        options: SpeakOptions,
+    ) -> dict[str, Any]:
+        told = []
+        for piece, speech in zip(pieces, spoken, strict=True):
+            entry: dict[str, Any] = {"text": piece.text, "frames": speech.codes.shape[1], "stop": speech.stop}
+            if options.num_candidates > 1:
+                entry |= {"scores": [round(score, 4) for score in speech.scores], "candidate": speech.chosen}
+            told.append(entry)
+        cut = options.max_seconds is not None and seconds >= options.max_seconds
+        unfinished = [entry["text"] for entry in told if entry["stop"] != "eos"]
+        warnings = [f"the speech was cut at max_seconds, {options.max_seconds:g} s"] if cut else []
+        if unfinished and not cut:
+            warnings.append(
+                f"{len(unfinished)} of {len(told)} pieces reached their longest length without an end: words may be "
+                "missing or repeated; try another seed or more candidates"
+            )
+        stop = "max_seconds" if cut else "max_frames" if unfinished else "eos"
+        return {
+            **self._source(prompt, seed, pieces),
+            "stop": stop,
+            "seconds": round(seconds, 3),
+            "frames": sum(entry["frames"] for entry in told),
+            "pieces": told,
+            "warnings": warnings,
+        }
+
+
+def _options(options: dict[str, Any]) -> SpeakOptions:
+    known = [f.name for f in fields(SpeakOptions)]
+    unknown = set(options) - set(known)
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    return SpeakOptions(**options)
+
+
+def _draw_seed(seed: int | None) -> int:
+    return secrets.randbelow(2**32) if seed is None else seed
+
+
+def _all_codes(piece: Piece, spoken: Spoken) -> Tensor:
+    """codes [8, T] of a piece's wave, in continual mode with the prompt before them."""
+    return torch.cat([piece.prompt.codes, spoken.codes], dim=1) if piece.keep_prompt else spoken.codes

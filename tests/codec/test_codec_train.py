@@ -1,0 +1,173 @@
+"""`valle codec train` on a handful of synthetic recordings: it learns, stops and resumes bit for bit, and keeps codes when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from valle.codec.base import load_codec
+from valle.codec.crops import build_cache, random_crops
+from valle.codec.spectral import SpectralCodecConfig
+from valle.codec.train import CodecTrainConfig, CodecTrainer, DataConfig, train_codec
+from valle.errors import ValleError
+
+SMALL = SpectralCodecConfig(
+    encoder_dim=24,
+    encoder_layers=1,
+    decoder_dim=32,
+    decoder_layers=2,
+    codebook_dim=12,
+    n_quantizers=4,
+    codebook_size=16,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six recordings of gliding tones at 16 kHz, and one file that is no audio."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(6):
+        t = np.arange(16000) / 16000
+        wav = 0.3 * np.sin(2 * math.pi * (150 + 80 * i) * t * (1 + 0.3 * t)) + 0.01 * rng.standard_normal(16000)
+        soundfile.write(folder / f"{i}.wav", wav, 16000)
+        lines.append({"id": str(i), "path": f"{i}.wav", "split": "dev" if i == 5 else "train"})
+    (folder / "broken.wav").write_bytes(b"not audio")
+    lines.append({"id": "broken", "path": "broken.wav", "split": "train"})
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture
+def config(manifest: Path, tmp_path: Path) -> CodecTrainConfig:
+    return CodecTrainConfig(
+        out=str(tmp_path / "run"),
+        data=DataConfig(
+            str(manifest), ("train",), ("dev",), cache=str(manifest.parent / "cache"), crop_s=0.2, batch_size=4
+        ),
+        spectral=SMALL,
+        max_steps=12,
+        warmup_steps=2,
+        quantize_after=3,
+        kmeans_frames=200,
+        log_every=1,
+        eval_every=100,
+        adversarial_start=100,
+        discriminator_channels=2,
+        discriminator_windows=(256, 128),
+        device="cpu",
+    )
+
+
+def losses(folder: str) -> list[float]:
+    events = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [event["train/mel"] for event in events if "train/mel" in event]
+
+
+def test_the_cache_leaves_out_the_broken_file_and_resamples(manifest: Path, tmp_path: Path) -> None:
+    cache = build_cache(manifest, ("train",), tmp_path)
+    assert cache.ids == ["0", "1", "2", "3", "4"]
+    assert abs(cache.wav(0).shape[1] - 24000) <= 1
+    again = build_cache(manifest, ("train",), tmp_path)
+    assert np.array_equal(cache.samples, again.samples)
+
+
+def test_crops_follow_the_seed_and_never_clip(manifest: Path, tmp_path: Path) -> None:
+    cache = build_cache(manifest, ("train",), tmp_path)
+    one, two = (random_crops(cache, 16, 3200, 20.0, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert one.shape == (16, 1, 3200)
+    assert one.abs().max() <= 1
+
+
+def test_training_learns_and_leaves_a_codec(config: CodecTrainConfig) -> None:
+    config = replace(config, max_steps=60, lr=3e-3)
+    folder = CodecTrainer(config, Path(config.out)).run()
+    curve = losses(config.out)
+    assert np.mean(curve[-5:]) < 0.8 * curve[0]
+    codec = load_codec(folder)
+    assert codec.encode(torch.zeros(1, 1, 640)).shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize("adversarial_start", [100, 4])
+def test_stop_and_resume_equals_uninterrupted(config: CodecTrainConfig, tmp_path: Path, adversarial_start: int) -> None:
+    config = replace(config, max_steps=8, adversarial_start=adversarial_start)
+    straight = CodecTrainer(config, tmp_path / "straight")
+    straight.run()
+    first = CodecTrainer(config, tmp_path / "halves")
+    stop_at = 5
+    step = first.train_step
+
+    def stopping(wav: torch.Tensor) -> dict[str, float]:
+        values = step(wav)
+        if first.step + 1 == stop_at:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    first.train_step = stopping  # type: ignore[method-assign]
+    first.run()
+    assert first.step == stop_at
+    second = CodecTrainer(config, tmp_path / "halves")
+    second.restore()
+    second.run()
+    for (name, a), b in zip(straight.codec.state_dict().items(), second.codec.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_training_the_decoder_keeps_the_codes(config: CodecTrainConfig, tmp_path: Path) -> None:
+    folder = CodecTrainer(config, Path(config.out)).run()
+    before = load_codec(folder)
+    finetune = replace(config, init=str(folder), train="decoder", adversarial_start=0, max_steps=4, lr=1e-3)
+    after = load_codec(CodecTrainer(finetune, tmp_path / "decoder").run())
+    assert after.fingerprint() == before.fingerprint()
+    wav = torch.randn(1, 1, 3200) * 0.1
+    assert torch.equal(after.encode(wav), before.encode(wav))
+    assert not torch.equal(after.decode(after.encode(wav)), before.decode(before.encode(wav)))
+
+
+def test_quantizer_dropout_draws_powers_of_two_and_all(config: CodecTrainConfig, tmp_path: Path) -> None:
+    drawn = CodecTrainer(config, tmp_path).draw_quantizers(400)
+    assert set(drawn.tolist()) == {1, 2, 4}
+    assert 0.55 < (drawn == 4).float().mean() < 0.85 or (drawn == 4).float().mean() > 0.4
+
+
+def toml(config: CodecTrainConfig, path: Path) -> Path:
+    path.write_text(
+        f'out = "{config.out}"\nmax_steps = 2\nquantize_after = 1\nkmeans_frames = 50\ndevice = "cpu"\n'
+        f'[data]\nmanifest = "{config.data.manifest}"\ncache = "{config.data.cache}"\ntrain_splits = ["train"]\n'
+        f"batch_size = 2\ncrop_s = 0.2\n[spectral]\nencoder_dim = 8\nencoder_layers = 1\ndecoder_dim = 8\n"
+        f"decoder_layers = 1\ncodebook_dim = 4\ncodebook_size = 8\n"
+    )
+    return path
+
+
+def test_a_run_is_never_overwritten(config: CodecTrainConfig, tmp_path: Path) -> None:
+    path = toml(config, tmp_path / "codec.toml")
+    train_codec(path)
+    with pytest.raises(ValleError, match="already holds a run"):
+        train_codec(path)
+    assert train_codec(path, resume=True).is_dir()
+
+
+def test_resuming_nothing_is_an_error(config: CodecTrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValleError, match="no checkpoint"):
+        train_codec(toml(config, tmp_path / "codec.toml"), resume=True)
+
+
+def test_a_missing_manifest_is_named(config: CodecTrainConfig, tmp_path: Path) -> None:
+    path = toml(
+        replace(config, data=replace(config.data, manifest="nowhere.jsonl", cache=str(tmp_path))), tmp_path / "c"
+    )
+    with pytest.raises(ValleError, match=r"no manifest nowhere\.jsonl"):
+        train_codec(path)

@@ -1,0 +1,118 @@
+"""The embedded codec: shapes, streaming, storage, fewer codebooks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from valle.codec.base import load_codec
+from valle.codec.spectral import InverseSTFT, SpectralCodec, SpectralCodecConfig, mel_filterbank
+
+SMALL = SpectralCodecConfig(
+    encoder_dim=24, encoder_layers=2, decoder_dim=32, decoder_layers=3, codebook_dim=12, codebook_size=32
+)
+
+
+@pytest.fixture(scope="module")
+def codec() -> SpectralCodec:
+    torch.manual_seed(0)
+    return SpectralCodec(SMALL).eval()
+
+
+def test_shapes(codec: SpectralCodec) -> None:
+    for n_samples in (1, 319, 320, 321, 4000):
+        codes = codec.encode(torch.randn(2, 1, n_samples) * 0.1)
+        n_frames = -(-n_samples // 320)
+        assert codes.shape == (2, 8, n_frames)
+        assert codes.dtype == torch.int64
+        assert codec.decode(codes).shape == (2, 1, n_frames * 320)
+
+
+def test_fewer_codebooks_are_the_first_ones(codec: SpectralCodec) -> None:
+    wav = torch.randn(1, 1, 6400) * 0.1
+    codes = codec.encode(wav)
+    assert torch.equal(codec.encode(wav, 3), codes[:, :3])
+    assert not torch.equal(codec.decode(codes[:, :3]), codec.decode(codes))
+
+
+def test_padding_in_a_batch_changes_only_the_edge(codec: SpectralCodec) -> None:
+    """What stands after an utterance in a batch reaches back no further than the encoder's receptive field."""
+    wav = torch.randn(1, 1, 320 * 60) * 0.1
+    alone = codec.encode(wav)
+    padded = codec.encode(torch.nn.functional.pad(wav, (0, 320 * 20)))
+    field = 3 + 3 * SMALL.encoder_layers + 2  # convolutions, and the analysis window's overhang
+    assert torch.equal(alone[:, :, :-field], padded[:, :, : 60 - field])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 8))
+def test_streaming_equals_decoding_at_once(chunks: list[int], n_quantizers: int) -> None:
+    torch.manual_seed(1)
+    codec = SpectralCodec(SMALL).eval()
+    codes = torch.randint(0, 32, (1, n_quantizers, sum(chunks)))
+    stream = codec.stream_decoder()
+    parts = [stream.push(part) for part in codes.split(chunks, dim=2)] + [stream.finish()]
+    torch.testing.assert_close(torch.cat(parts, dim=2), codec.decode(codes), atol=1e-6, rtol=0)
+
+
+def test_streaming_waits_no_longer_than_the_lookahead(codec: SpectralCodec) -> None:
+    stream = codec.stream_decoder()
+    n_samples = sum(stream.push(torch.zeros(1, 8, 1, dtype=torch.int64)).shape[2] for _ in range(20))
+    assert n_samples == (20 - SMALL.lookahead) * 320 - stream.istft.side
+
+
+def test_an_empty_stream_ends_in_silence(codec: SpectralCodec) -> None:
+    assert codec.stream_decoder().finish().shape == (1, 1, 0)
+
+
+def test_inverse_stft_inverts() -> None:
+    istft = InverseSTFT(320, 1280)
+    wav = torch.randn(1, 320 * 12)
+    frames = torch.nn.functional.pad(wav, (480, 480)).unfold(1, 1280, 320)
+    back = istft(torch.fft.rfft(frames * istft.window))
+    torch.testing.assert_close(back[:, 0], wav, atol=1e-5, rtol=0)
+
+
+def test_mel_filters_cover_every_band() -> None:
+    filters = mel_filterbank(24000, 1280, 100)
+    assert filters.shape == (641, 100)
+    torch.testing.assert_close(filters.sum(0), torch.ones(100))
+    centres = filters.argmax(0)
+    assert (centres[1:] >= centres[:-1]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_storage(codec: SpectralCodec, tmp_path, dtype: torch.dtype) -> None:
+    codec.save(tmp_path, dtype)
+    loaded = load_codec(tmp_path)
+    assert loaded.fingerprint() == codec.fingerprint()
+    codes = codec.encode(torch.randn(1, 1, 3200) * 0.1)
+    torch.testing.assert_close(
+        loaded.decode(codes), codec.decode(codes), atol=1e-7 if dtype == torch.float32 else 2e-3, rtol=0
+    )
+
+
+def test_the_fingerprint_follows_the_encoder_and_not_the_decoder(codec: SpectralCodec, tmp_path) -> None:
+    codec.save(tmp_path)
+    other = load_codec(tmp_path)
+    with torch.no_grad():
+        other.decoder.head.bias += 1
+    assert other.fingerprint() == codec.fingerprint()
+    with torch.no_grad():
+        other.project.bias += 1
+    assert other.fingerprint() != codec.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "wav", [torch.zeros(320), torch.zeros(1, 2, 320), torch.zeros(1, 1, 0), torch.zeros(1, 1, 320, dtype=torch.int16)]
+)
+def test_wrong_waves_are_named(codec: SpectralCodec, wav: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"float samples of shape \[B, 1, N\]"):
+        codec.encode(wav)
+
+
+def test_an_impossible_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of twice the hop"):
+        SpectralCodecConfig(n_fft=1000)

@@ -1,0 +1,406 @@
+"""The AR model: what it reads, what it learns from, and that speaking is the same cached or not, batched or not."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from beartype import beartype
+from jaxtyping import Float, Int, jaxtyped
+from torch import Tensor
+
+from valle.errors import ValleError
+from valle.model.ar import AR, ARBatch, ARConfig
+from valle.model.sampling import SamplingConfig
+from valle.model.transformer import TransformerConfig, sinusoids
+
+DIM = 32
+TINY = TransformerConfig(dim=DIM, n_layers=2, n_heads=4, ff_dim=64)
+VARIANTS = [
+    ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY),
+    ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, tie_weights=False, phoneme_attention="full"),
+]
+GREEDY = SamplingConfig(temperature=0)
+OPTIONS = [GREEDY, SamplingConfig(), SamplingConfig(temperature=0.9, top_p=0.8, repetition_aware=True, ras_window=4)]
+
+
+def make(config=VARIANTS[0]):
+    """An AR model with random weights, branches made strong so that what it says is not one code over and over."""
+    torch.manual_seed(0)
+    model = AR(config).eval()
+    with torch.no_grad():
+        for block in model.transformer.blocks:
+            block.attention.out.weight.mul_(6)
+            block.ff.out.weight.mul_(3)
+    return model
+
+
+def make_batch(padding=0):
+    """Three utterances of different lengths, the first with the most phonemes, the last with the most codes."""
+    random = torch.Generator().manual_seed(1)
+    phonemes = torch.randint(0, 11, (3, 6), generator=random)
+    codes = torch.randint(0, 24, (3, 9), generator=random)
+    phoneme_lens, code_lens = torch.tensor([6, 2, 4]), torch.tensor([5, 0, 9])
+    phonemes[torch.arange(6) >= phoneme_lens.unsqueeze(1)] = padding
+    codes[torch.arange(9) >= code_lens.unsqueeze(1)] = padding
+    return ARBatch(phonemes, phoneme_lens, codes, code_lens)
+
+
+def row(batch, i):
+    """Utterance i alone, without padding."""
+    n_phonemes, n_codes = batch.phoneme_lens[i], batch.code_lens[i]
+    return ARBatch(
+        batch.phonemes[i : i + 1, :n_phonemes],
+        batch.phoneme_lens[i : i + 1],
+        batch.codes[i : i + 1, :n_codes],
+        batch.code_lens[i : i + 1],
+    )
+
+
+@jaxtyped(typechecker=beartype)
+def logits_of(
+    model,
+    phonemes: Int[Tensor, "B S"],
+    phoneme_lens: Int[Tensor, "B"],
+    codes: Int[Tensor, "B T"],
+    code_lens: Int[Tensor, "B"],
+) -> Float[Tensor, "B T+1 25"]:
+    with torch.no_grad():
+        return model(ARBatch(phonemes, phoneme_lens, codes, code_lens))
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def captured(model, batch):
+    """What the transformer is given and what it returns for a batch, [B, L, D] each."""
+    seen = {}
+    handle = model.transformer.register_forward_hook(lambda _, args, out: seen.update(x=args[0], h=out))
+    logits_of(model, *batch)
+    handle.remove()
+    return seen["x"], seen["h"]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("padding", [0, 10, -100, 10**6])
+def test_padding_does_not_change_logits(config, padding):
+    model, batch = make(config), make_batch(padding)
+    before = [x.clone() for x in batch]
+    logits = logits_of(model, *batch)
+    for i in range(3):
+        alone = logits_of(model, *row(batch, i))
+        torch.testing.assert_close(logits[i : i + 1, : alone.shape[1]], alone, atol=1e-5, rtol=0)
+    assert all(torch.equal(x, y) for x, y in zip(before, batch, strict=True))  # inputs are left as they were
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_a_code_changes_only_what_follows(config):
+    model, batch = make(config), make_batch()
+    codes = batch.codes.clone()
+    codes[2, 5] = (codes[2, 5] + 1) % 24
+    before, after = logits_of(model, *batch)[2], logits_of(model, *batch._replace(codes=codes))[2]
+    torch.testing.assert_close(before[:6], after[:6], atol=1e-6, rtol=0)
+    assert ((before[6:] - after[6:]).abs().amax(-1) > 1e-3).all()
+
+
+def test_phonemes_see_the_phonemes_after_them_only_if_asked():
+    for config, does_see in zip(VARIANTS, (False, True), strict=True):
+        model, batch = make(config), make_batch()
+        changed = batch.phonemes.clone()
+        changed[0, 3] = (changed[0, 3] + 1) % 11
+        before, after = captured(model, batch)[1][0], captured(model, batch._replace(phonemes=changed))[1][0]
+        assert bool((before[:3] - after[:3]).abs().max() > 1e-4) is does_see
+        # Phonemes never see codes.
+        changed = (batch.codes + 1) % 24
+        after = captured(model, batch._replace(codes=changed))[1][0]
+        torch.testing.assert_close(before[:7], after[:7])
+
+
+def test_the_sequence_is_phonemes_eos_codes_with_positions_from_0_each():
+    model, batch = make(), make_batch()
+    x, _ = captured(model, batch)
+    table = sinusoids(20, DIM)
+    for i in range(3):
+        n, t = int(batch.phoneme_lens[i]), int(batch.code_lens[i])
+        text = torch.cat([batch.phonemes[i, :n], torch.tensor([model.phoneme_eos_id])])
+        torch.testing.assert_close(x[i, : n + 1], model.phoneme_emb(text) + table[: n + 1])
+        torch.testing.assert_close(x[i, n + 1 : n + 1 + t], model.code_emb(batch.codes[i, :t]) + table[:t])
+
+
+def test_tied_weights():
+    model, batch = make(), make_batch()
+    _, h = captured(model, batch)
+    logits = logits_of(model, *batch)
+    torch.testing.assert_close(logits[2], h[2, 4:14] @ model.code_emb.weight.T)  # from the phonemes' <eos> on
+    assert not [name for name in model.state_dict() if "output" in name]
+    untied = make(VARIANTS[1])
+    assert untied.n_parameters - model.n_parameters == 25 * DIM
+    untied.code_emb.weight.data[model.eos_id] += 1  # never read, and no output here
+    torch.testing.assert_close(logits_of(untied, *batch), logits_of(make(VARIANTS[1]), *batch))
+
+
+def test_the_loss_starts_near_that_of_a_guess():
+    torch.manual_seed(0)
+    model = AR(ARConfig(n_phonemes=50, transformer=TransformerConfig(dim=128, n_layers=4, n_heads=4, ff_dim=512)))
+    codes = torch.randint(0, 1024, (2, 100))
+    batch = ARBatch(torch.randint(0, 50, (2, 30)), torch.tensor([30, 30]), codes, torch.tensor([100, 100]))
+    loss, _ = model.loss(model(batch), batch)
+    assert 6.9 < loss.item() < 7.6  # log(1025) = 6.93
+
+
+# Learning
+
+
+def test_loss_is_on_codes_and_one_eos_a_row():
+    model = make()
+    losses = {}
+    for padding in (0, model.eos_id, -100):
+        batch = make_batch(padding)
+        loss, metrics = model.loss(model(batch), batch)
+        losses[padding] = loss.item()
+        assert metrics["n_tokens"].item() == 14 + 3
+    assert losses[0] == pytest.approx(losses[model.eos_id], abs=1e-6)
+    assert losses[0] == pytest.approx(losses[-100], abs=1e-6)
+    total = 0.0
+    for i in range(3):
+        alone = row(make_batch(), i)
+        targets = torch.cat([alone.codes[0], torch.tensor([model.eos_id])])
+        total += F.cross_entropy(logits_of(model, *alone)[0], targets, reduction="sum").item()
+    assert losses[0] == pytest.approx(total / 17, abs=1e-5)
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_every_parameter_learns_at_every_step(config):
+    model, batch = make(config), make_batch()
+    model.loss(model(batch), batch)[0].backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_compiles_as_one_graph(config):
+    model, batch = make(config), make_batch()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch), model(batch))
+
+
+def test_overfits_two_utterances_and_speaks_them():
+    torch.manual_seed(0)
+    size = TransformerConfig(dim=64, n_layers=2, n_heads=4, ff_dim=128, dropout=0.0)
+    model = AR(ARConfig(n_phonemes=11, codebook_size=24, transformer=size))
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 24, (2, 40), generator=random)
+    batch = ARBatch(torch.randint(0, 11, (2, 8), generator=random), torch.tensor([8, 6]), codes, torch.tensor([40, 31]))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss, metrics = model.loss(model(batch), batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.1
+    assert metrics["top1"].item() == 1
+    model.eval()
+    # From nothing, and as VALL-E-continual: from the first frames and all phonemes.
+    for n_prompt in (0, 12):
+        result = model.generate(
+            batch.phonemes,
+            batch.phoneme_lens,
+            codes[:, :n_prompt],
+            torch.tensor([n_prompt, n_prompt]),
+            sampling=GREEDY,
+            max_frames=60,
+        )
+        assert result.stop_reasons == ["eos", "eos"]
+        assert result.codes[0].tolist() == codes[0, n_prompt:].tolist()
+        assert result.codes[1].tolist() == codes[1, n_prompt:31].tolist()
+        assert (result.log_probs > -0.1).all()
+
+
+# Speaking
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_cached_equals_uncached(config):
+    """Continuing a prompt of any length gives the logits of reading everything at once; batched, and with gaps."""
+    model, batch = make(config), make_batch(padding=-1)
+    more = torch.randint(0, 24, (3, 6))
+    with torch.no_grad():
+        logits, state = model.prefill(*batch, max_frames=6)
+        steps = [logits]
+        steps += [model.decode(more[:, t], state) for t in range(6)]
+    for i in range(3):
+        alone = row(batch, i)
+        codes = torch.cat([alone.codes, more[i : i + 1]], dim=1)
+        whole = logits_of(model, *alone._replace(codes=codes, code_lens=alone.code_lens + 6))
+        torch.testing.assert_close(torch.stack([s[i] for s in steps]), whole[0, -7:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_greedy_generation_equals_reading_again_at_every_step(config):
+    model, batch = make(config), make_batch()
+    result = model.generate(*batch, sampling=GREEDY, max_frames=12)
+    for i in range(3):
+        alone = row(batch, i)
+        codes, log_probs = alone.codes, []
+        while len(log_probs) < 12:
+            logits = logits_of(model, *alone._replace(codes=codes, code_lens=torch.tensor([codes.shape[1]])))[0, -1]
+            code = int(logits.argmax())
+            log_probs.append(logits.log_softmax(-1)[code])
+            if code == model.eos_id:
+                break
+            codes = torch.cat([codes, torch.tensor([[code]])], dim=1)
+        assert result.codes[i].tolist() == codes[0, alone.codes.shape[1] :].tolist()
+        assert len(set(result.codes[i].tolist())) > 3, "a loop proves little"
+        assert result.log_probs[i].item() == pytest.approx(torch.stack(log_probs).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("sampling", OPTIONS)
+def test_a_batch_equals_one_by_one(config, sampling):
+    model, batch = make(config), make_batch(padding=-1)
+    most, least = torch.tensor([30, 12, 20]), torch.tensor([0, 12, 3])
+    together = model.generate(
+        *batch, sampling=sampling, min_frames=least, max_frames=most, generators=generators(7, 8, 9)
+    )
+    assert len({len(codes) for codes in together.codes}) > 1, "rows of one length prove little"
+    for i in range(3):
+        alone = model.generate(
+            *row(batch, i),
+            sampling=sampling,
+            min_frames=int(least[i]),
+            max_frames=int(most[i]),
+            generators=generators(7 + i),
+        )
+        assert torch.equal(alone.codes[0], together.codes[i])
+        assert alone.stop_reasons[0] == together.stop_reasons[i]
+        torch.testing.assert_close(alone.log_probs[0], together.log_probs[i], atol=1e-5, rtol=0)
+
+
+def test_one_seed_one_utterance():
+    model, alone = make(), row(make_batch(), 0)
+    said = [
+        model.generate(*alone, sampling=SamplingConfig(), max_frames=20, generators=generators(seed)).codes[0].tolist()
+        for seed in (1, 1, 2)
+    ]
+    assert said[0] == said[1] != said[2]
+    torch.manual_seed(5)
+    first = model.generate(*alone, sampling=SamplingConfig(), max_frames=20)
+    torch.manual_seed(5)
+    assert torch.equal(first.codes[0], model.generate(*alone, sampling=SamplingConfig(), max_frames=20).codes[0])
+
+
+class Fixed(AR):
+    """An AR model with one distribution for ever: <eos>, code 3, and what is left for the others."""
+
+    def __init__(self, p_eos, p_3=None):
+        super().__init__(VARIANTS[0])
+        p_3 = 1 - p_eos if p_3 is None else p_3
+        probs = torch.full((25,), (1 - p_eos - p_3) / 23)
+        probs[self.eos_id] = p_eos
+        probs[3] = p_3
+        self.fixed = probs.clamp(min=1e-9).log()
+        self.eval()
+
+    def _logits(self, h):
+        return self.fixed.expand(*h.shape[:-1], -1).clone()
+
+    def say(self, n=1, prompt=(), **kwargs):
+        lens = torch.full((n,), 2), torch.full((n,), len(prompt))
+        prompt = torch.tensor(prompt, dtype=torch.long).expand(n, -1)
+        kwargs = {"sampling": SamplingConfig(), "max_frames": 50, "generators": generators(*range(n))} | kwargs
+        return self.generate(torch.zeros(n, 2, dtype=torch.long), lens[0], prompt, lens[1], **kwargs)
+
+
+def test_only_a_sampled_eos_stops():
+    # <eos> is the arg-max of every step, yet an utterance goes on until it is drawn: 0.4 / 0.6 frames on average.
+    result = Fixed(0.6).say(n=300)
+    lengths = torch.tensor([len(codes) for codes in result.codes]).float()
+    assert lengths.mean().item() == pytest.approx(2 / 3, abs=0.2)
+    assert lengths.max() >= 3
+    # It is never the arg-max, yet it ends what it is drawn in.
+    result = Fixed(0.2).say(n=100)
+    assert set(result.stop_reasons) == {"eos"}
+    assert len({len(codes) for codes in result.codes}) > 5
+
+
+def test_least_and_most_frames():
+    result = Fixed(0.999).say(n=3, min_frames=torch.tensor([0, 4, 9]))
+    assert [len(codes) for codes in result.codes] == [0, 4, 9]
+    assert result.stop_reasons == ["eos"] * 3
+    assert result.log_probs[0].item() == pytest.approx(0, abs=0.1)
+    assert result.log_probs[1].item() < -4  # what was forced was unlikely
+    result = Fixed(1e-9).say(n=3, max_frames=torch.tensor([1, 7, 3]))
+    assert [len(codes) for codes in result.codes] == [1, 7, 3]
+    assert result.stop_reasons == ["max_frames"] * 3
+
+
+@pytest.mark.parametrize(("least", "most"), [(5, 4), (0, 0), (0, -1)])
+def test_impossible_lengths_are_named(least, most):
+    with pytest.raises(ValleError, match=f"max_frames is {most}"):
+        Fixed(0.5).say(min_frames=least, max_frames=most)
+
+
+def test_repetition_aware_sampling_ends_a_loop():
+    model = Fixed(0, p_3=0.6)  # the nucleus of 0.5 is code 3 alone
+    assert set(model.say(sampling=SamplingConfig(top_p=0.5)).codes[0].tolist()) == {3}
+    aware = SamplingConfig(top_p=0.5, repetition_aware=True)
+    codes = torch.stack(model.say(n=100, sampling=aware, max_frames=10).codes)  # [100, 10]
+    assert (codes[:, :2] == 3).all()  # once in the last ten is allowed
+    assert (codes[:, 2:] == 3).float().mean().item() == pytest.approx(0.6, abs=0.1)
+    # A loop that began in the prompt goes no further either.
+    codes = torch.stack(model.say(n=100, sampling=aware, max_frames=2, prompt=[5, 3, 3]).codes)
+    assert (codes == 3).float().mean().item() == pytest.approx(0.6, abs=0.15)
+
+
+def test_steps_are_the_utterance_frame_by_frame():
+    model, batch = make(), make_batch()
+    options = {"sampling": SamplingConfig(), "max_frames": torch.tensor([4, 30, 9])}
+    counted = []
+    result = model.generate(*batch, **options, generators=generators(1, 2, 3), on_frame=counted.append)
+    steps = list(model.steps(*batch, **options, generators=generators(1, 2, 3)))
+    for i in range(3):
+        assert [s.codes[i] for s in steps if s.codes[i] is not None] == result.codes[i].tolist()
+        ended = [s.stop_reasons[i] for s in steps].index(result.stop_reasons[i])
+        assert all(s.codes[i] is None for s in steps[ended + 1 :])
+    assert counted == list(range(1, len(steps) + 1))
+    assert None not in steps[-1].stop_reasons
+    assert None in steps[-2].stop_reasons
+
+
+def test_ablations_without_prompt_or_phonemes():
+    model, none, zero = make(), torch.zeros(1, 0, dtype=torch.long), torch.tensor([0])
+    result = model.generate(none, zero, none, zero, sampling=GREEDY, max_frames=3, min_frames=3)
+    assert len(result.codes[0]) == 3
+
+
+def test_speaking_with_dropout_is_refused():
+    model = make().train()
+    with pytest.raises(AssertionError, match="eval"):
+        model.generate(*row(make_batch(), 0), sampling=GREEDY, max_frames=3)
+
+
+# Configuration
+
+
+def test_configuration_round_trip():
+    for config in VARIANTS:
+        model = make(config)
+        again = AR.from_config(json.loads(json.dumps(model.config_dict())))
+        assert again.config == config
+        again.load_state_dict(model.state_dict())
+    with pytest.raises(ValleError, match="group_size"):
+        AR.from_config({"n_phonemes": 5, "group_size": 2})
+    with pytest.raises(ValleError, match="n_phonemes"):
+        ARConfig(n_phonemes=0)
+
+
+def test_defaults_are_the_papers():
+    with torch.device("meta"):
+        model = AR(ARConfig(n_phonemes=100))
+    assert model.config.transformer == TransformerConfig(1024, 12, 16, 4096, 0.1)
+    assert model.config.tie_weights
+    assert model.config.phoneme_attention == "causal"
+    assert 150e6 < model.n_parameters < 155e6

@@ -1,0 +1,221 @@
+"""The training loop: learns, stops and resumes bit for bit, accumulates exactly, survives what goes wrong."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from valle.config import from_dict
+from valle.errors import ValleError
+from valle.train.config import TrainConfig
+from valle.train.loop import Trainer, train
+from valle.train.tasks import MeanMetrics, load_weights
+
+SIZE = {"dim": 32, "n_layers": 2, "n_heads": 2, "ff_dim": 64}
+FRAMES = [30, 41, 38, 55, 47, 33, 62, 29]
+
+
+def config_file(tmp_path: Path, pack: Path, **changes) -> Path:
+    """A small run as a TOML file; ``changes`` are keys of the tables run, batches, optimiser and transformer."""
+    tables = {
+        "transformer": {**SIZE, "dropout": 0.1},
+        "batches": {"max_frames": 130, "max_seconds": 1.5, "min_seconds": 0.1, "join_same_speaker": 0.4},
+        "optimiser": {"lr": 3e-3, "warmup_steps": 2, "betas": [0.9, 0.95]},
+        "run": {"max_steps": 6, "eval_every": 3, "log_every": 1, "checkpoint_every": 100, "ema_decay": 0.9},
+    }
+    for key, value in changes.items():
+        table = next(name for name, fields in tables.items() if key in fields or name == "run")
+        tables[table][key] = value
+    lines = [f'pack = "{pack}"', f'out = "{tmp_path / "runs"}"', 'device = "cpu"']
+    for kind in ("ar", "nar"):
+        for name, fields in tables.items():
+            lines.append(f"[{kind}.{'model.transformer' if name == 'transformer' else name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    path = tmp_path / "config.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def last_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint."""
+    folder = sorted((run / "checkpoints").iterdir())[-1]
+    return {f"{f.stem}/{k}": v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["ar", "nar"])
+def test_stop_and_resume_equals_uninterrupted(kind, tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40, 50]})
+    whole = train(kind, config_file(tmp_path, pack, accumulate=2), out=tmp_path / "whole")
+
+    config = config_file(tmp_path, pack, accumulate=2, checkpoint_every=3)
+    stopped = tmp_path / "stopped" / kind
+    trainer = Trainer(kind, from_toml(config), stopped)
+    trainer.start(resume=False)
+    original = trainer.train_step
+
+    def step_then_stop(means):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # as a cluster does before it takes the machine away
+        return original(means)
+
+    trainer.train_step = step_then_stop
+    trainer.run()
+    assert trainer.step == 3
+    torch.rand(7)  # whatever happens to the random state in between
+    train(kind, config, resume=True, out=tmp_path / "stopped")
+
+    a, b = last_tensors(whole), last_tensors(stopped)
+    assert a.keys() == b.keys()
+    assert any(name.startswith("average/") for name in a)
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+    strip = [{k: v for k, v in e.items() if k not in ("time", "train/tokens_per_s")} for e in log(whole)]
+    # The event of the step it stopped at is told by the resumed run too, but not twice.
+    assert strip == [{k: v for k, v in e.items() if k not in ("time", "train/tokens_per_s")} for e in log(stopped)]
+
+
+def from_toml(path: Path) -> TrainConfig:
+    from valle.train.config import load_train_config
+
+    return load_train_config(path)
+
+
+@pytest.mark.parametrize("kind", ["ar", "nar"])
+def test_overfits_a_few_utterances(kind, tmp_path, make_pack):
+    pack = make_pack({"train": [24, 30, 36], "dev": [30]})
+    changes = {"dropout": 0.0, "join_same_speaker": 0.0, "dim": 64, "ff_dim": 128, "warmup_steps": 10, "ema_decay": 0.0}
+    steps, lr = (150, 3e-3) if kind == "ar" else (250, 6e-3)
+    config = config_file(tmp_path, pack, max_steps=steps, lr=lr, eval_every=1000, log_every=20, **changes)
+    run = train(kind, config)
+    first, last = log(run)[0], log(run)[-2]  # the last line is the validation
+    assert first["train/loss"] > 2
+    assert last["train/top1"] > 0.95, last
+    assert last["train/loss"] < 0.5, last
+    assert load_weights(kind, run / "best").config.transformer.dim == 64
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path, make_pack):
+    pack = make_pack({"train": [40, 40, 40, 40], "dev": [40]})
+    gradients = []
+    for max_frames, accumulate in ((160, 1), (80, 2)):
+        changes = {"dropout": 0.0, "join_same_speaker": 0.0, "max_frames": max_frames, "accumulate": accumulate}
+        trainer = Trainer("ar", from_toml(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run")
+        trainer.train_step(MeanMetrics())
+        gradients.append([p.grad.clone() for p in trainer.parameters])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert max(float(g.abs().max()) for g in gradients[0]) > 1e-3  # not vacuous
+
+
+def test_token_weights_not_batch_weights(tmp_path, make_pack):
+    """A batch of 20 frames and one of 60 count 1 to 3, as they would in one batch."""
+    pack = make_pack({"train": [20, 60], "dev": [40]})
+    gradients = []
+    for max_frames, accumulate in ((120, 1), (60, 2)):
+        changes = {"dropout": 0.0, "join_same_speaker": 0.0, "max_frames": max_frames, "accumulate": accumulate}
+        trainer = Trainer("ar", from_toml(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run")
+        trainer.train_step(MeanMetrics())
+        gradients.append([p.grad.clone() for p in trainer.parameters])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_a_run_is_not_overwritten_nor_changed(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    config = config_file(tmp_path, pack, max_steps=2)
+    with pytest.raises(ValleError, match="without --resume"):
+        train("ar", config, resume=True)
+    train("ar", config)
+    with pytest.raises(ValleError, match="--resume"):
+        train("ar", config)
+    with pytest.raises(ValleError, match="optimiser"):
+        train("ar", config_file(tmp_path, pack, max_steps=2, lr=1e-3), resume=True)
+    run = train("ar", config_file(tmp_path, pack, max_steps=4), resume=True)  # longer is allowed
+    assert log(run)[-1]["step"] == 4
+    other = make_pack({"train": FRAMES[:5], "dev": [40]}, name="other")
+    with pytest.raises(ValleError, match="same pack"):
+        train("ar", config_file(tmp_path, other, max_steps=6), resume=True)
+
+
+def test_infinite_gradients_are_skipped_then_an_error(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    trainer = Trainer("ar", from_toml(config_file(tmp_path, pack, max_skipped=3)), tmp_path / "run" / "ar")
+    trainer.start(resume=False)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    original = trainer.task.loss
+
+    def broken(batch, device):
+        loss, metrics = original(batch, device)
+        return loss * float("nan"), metrics
+
+    trainer.task.loss = broken
+    with pytest.raises(ValleError, match=r"3 steps in a row .* precision"):
+        trainer.run()
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_max_minutes_stops_with_a_checkpoint(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    run = train("ar", config_file(tmp_path, pack, max_steps=10**6, eval_every=10**6, max_minutes=0.005))
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert 0 < json.loads((checkpoint / "state.json").read_text())["state"]["step"] < 10**6
+    assert not (run / "best").exists()  # it is not the end of the run
+
+
+def test_budget_brings_the_learning_rate_to_its_end(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    run = train("ar", config_file(tmp_path, pack, max_steps=10**6, eval_every=10**6, budget_minutes=0.02))
+    rates = [e["train/lr"] for e in log(run) if "train/lr" in e]
+    assert max(rates) > 2e-3
+    assert rates[-1] < 3e-4
+    assert (run / "best").exists()
+
+
+@pytest.mark.parametrize("kind", ["ar", "nar"])
+def test_a_sample_is_spoken_and_a_broken_one_is_not_fatal(kind, tmp_path, make_pack, monkeypatch):
+    pack = make_pack({"train": [30, 40], "dev": [160, 170, 180, 190]})
+    config = from_toml(config_file(tmp_path, pack, max_seconds=4.0, max_frames=400, max_steps=2, eval_every=1))
+
+    class FakeCodec:
+        sample_rate = 24000
+
+        def decode(self, codes):
+            assert codes.shape[1] == (8 if kind == "nar" else 1)
+            return codes[:, :1].float().repeat_interleave(320, dim=2) / 1024
+
+    monkeypatch.setattr(Trainer, "_load_codec", lambda self: FakeCodec())
+    trainer = Trainer(kind, config, tmp_path / kind)
+    trainer.start(resume=False)
+    trainer.run()
+    assert len(list((tmp_path / kind / "samples").glob(f"dev-{kind}-*.wav"))) == 2
+
+    monkeypatch.setattr(FakeCodec, "decode", lambda self, codes: 1 / 0)
+    trainer = Trainer(kind, config, tmp_path / "second" / kind)
+    trainer.start(resume=False)
+    trainer.run()
+    assert trainer.step == 2
+
+
+def test_validation_tells_every_stage(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40, 50]})
+    run = train("nar", config_file(tmp_path, pack, max_steps=1))
+    values = log(run)[-1]
+    for stage in range(2, 9):
+        assert 0 <= values[f"dev/top1_{stage}"] <= values[f"dev/top10_{stage}"] <= 1
+    mean = sum(values[f"dev/loss_{stage}"] for stage in range(2, 9)) / 7
+    assert values["dev/loss"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_unknown_model_field_is_named(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    values = {"pack": str(pack), "out": str(tmp_path), "ar": {"model": {"layers": 3}}}
+    with pytest.raises(ValleError, match="layers"):
+        Trainer("ar", from_dict(TrainConfig, values), tmp_path)
