@@ -161,4 +161,7 @@ def test_whatever_the_options_something_allowed_is_drawn(
     if top_k:
         assert (n_kept <= top_k).all()
     # What stays is likelier than what goes.
-    assert (logits.masked_fill(filtered.isfinite(), -torch.inf).amax(-1) <= logits.masked_fill(~filtered.isfinite(), torch.inf).amin(-1)).all()
+    assert (
+        logits.masked_fill(filtered.isfinite(), -torch.inf).amax(-1)
+        <= logits.masked_fill(~filtered.isfinite(), torch.inf).amin(-1)
+    ).all()

@@ -39,7 +39,14 @@ def run(model, x: Float[Tensor, "B L D"], **kwargs) -> Float[Tensor, "B L D"]:
 
 @pytest.mark.parametrize(
     "values",
-    [{"dim": 30, "n_heads": 4}, {"dim": 33, "n_heads": 3}, {"n_layers": 0}, {"ff_dim": 0}, {"dropout": 1.0}, {"dropout": -0.1}],
+    [
+        {"dim": 30, "n_heads": 4},
+        {"dim": 33, "n_heads": 3},
+        {"n_layers": 0},
+        {"ff_dim": 0},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+    ],
 )
 def test_impossible_sizes_are_named(values):
     with pytest.raises(ValleError, match=next(iter(values))):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         ValleError: what the user got wrong.
     """
     # --max_utterances is --max-utterances; what follows = is the user's own.
-    spelt = [(a.split("=")[0].replace("_", "-") + a[len(a.split("=")[0]) :]) if a.startswith("--") else a for a in argv]
+    spelt = [re.sub("^--[^=]*", lambda option: option[0].replace("_", "-"), arg) for arg in argv]
     args = _parser().parse_args(spelt)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if args.threads:
@@ -44,7 +45,7 @@ def _codec(args: argparse.Namespace) -> Measured:
     from valle.eval.codec_table import measure_codec
     from valle.eval.journal import digest
 
-    codec, judges = load_codec(args.codec), _judges(args)
+    judges, codec = _judges(args), load_codec(args.codec)
     about = {"type": codec.codec_type, "fingerprint": codec.fingerprint(), "digest": digest(args.codec)}
     results, text = measure_codec(
         codec,
@@ -67,7 +68,7 @@ def _speech(args: argparse.Namespace) -> Measured:
     from valle.eval.trials import draw_trials, load_trials, save_trials
     from valle.tts import VALLE
 
-    tts, judges = VALLE.from_pretrained(args.model, args.device), _judges(args)
+    judges, tts = _judges(args), VALLE.from_pretrained(args.model, args.device)
     folder, out = _folder(args), Path(args.out)
     if args.trials:
         trials = load_trials(args.trials)

@@ -1,0 +1,416 @@
+"""Text and a voice in, speech out: one seed one wave, alone, in a batch or as a stream; and every wrong input told."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import voiced
+
+from valle import VALLE, Audio, ValleError, pretrained
+from valle.pieces import Piece, Prompt, join, make_piece, score
+from valle.pretrained import load_pretrained, save_pretrained
+from valle.tts import SpeakOptions
+
+TEXT = "What I say in it, word by word, is this."
+HEAD = "Hi. You there."
+
+
+@pytest.fixture(scope="module")
+def tts(tiny_model_dir: Path) -> VALLE:
+    return VALLE.from_pretrained(tiny_model_dir, "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompt(tts: VALLE, reference: Path) -> Prompt:
+    return tts.prompt(reference, TEXT)
+
+
+def close(a: Audio, b: Audio) -> bool:
+    """The same codes, and the same wave but for the rounding of sums of another length."""
+    return torch.equal(a.codes, b.codes) and torch.allclose(a.waveform, b.waveform, atol=1e-5)
+
+
+# Speaking
+
+
+def test_generate_gives_speech_and_tells_how(tts: VALLE, reference: Path) -> None:
+    audio = tts.generate("Hi.", reference, TEXT, seed=1)
+    assert audio.sample_rate == 24000
+    assert audio.codes.dtype == torch.int64
+    assert audio.codes.shape[0] == 8
+    assert audio.waveform.shape == (1, audio.codes.shape[1] * 320)
+    assert audio.waveform.dtype == torch.float32
+    assert torch.isfinite(audio.waveform).all()
+    info = audio.info
+    assert json.loads(json.dumps(info)) == info
+    assert (info["synthetic"], info["model"], info["model_version"]) == (True, "tiny-random", "7")
+    assert (info["voice"], info["seed"], info["frames"]) == ("me.wav", 1, audio.codes.shape[1])
+    assert info["pieces"] == [{"text": "Hi.", "frames": info["frames"], "stop": info["stop"]}]
+    assert info["seconds"] == pytest.approx(audio.seconds, abs=1e-3)
+    assert info["rtf"] > 0
+    # Users go on computing with the result.
+    assert not audio.waveform.is_inference()
+    assert not audio.codes.is_inference()
+
+
+def test_one_seed_one_wave(tts: VALLE, prompt: Prompt) -> None:
+    first, again = (tts.generate("Hi.", prompt=prompt, seed=3) for _ in range(2))
+    assert torch.equal(first.waveform, again.waveform)
+    other = tts.generate("Hi.", prompt=prompt, seed=4)
+    assert not torch.equal(first.codes[:, :8], other.codes[:, :8])
+
+
+def test_a_seed_that_was_drawn_gives_the_wave_again(tts: VALLE, prompt: Prompt) -> None:
+    drawn = tts.generate("Hi.", prompt=prompt)
+    assert torch.equal(tts.generate("Hi.", prompt=prompt, seed=drawn.info["seed"]).waveform, drawn.waveform)
+
+
+def test_speaking_leaves_the_callers_random_state_alone(tts: VALLE, prompt: Prompt) -> None:
+    before = torch.get_rng_state()
+    tts.generate("Hi.", prompt=prompt, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("repetition_aware", [False, True])
+def test_a_batch_is_one_by_one(tts: VALLE, prompt: Prompt, repetition_aware: bool) -> None:
+    texts = ["Hi.", HEAD, "Tea, please."]
+    options = {"seed": 5, "temperature": 0.9, "top_k": 50, "repetition_aware": repetition_aware}
+    batch = tts.generate_batch(texts, prompt=prompt, **options)
+    for text, audio in zip(texts, batch, strict=True):
+        assert close(audio, tts.generate(text, prompt=prompt, **options))
+
+
+def test_a_batch_takes_a_prompt_for_each_text(tts: VALLE, prompt: Prompt, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "other.wav", voiced(2.0)[::-1], 24000)
+    other = tts.prompt(tmp_path / "other.wav", "Quite another text.")
+    batch = tts.generate_batch(["Hi.", "Hi."], prompt=[prompt, other], seed=0)
+    assert close(batch[0], tts.generate("Hi.", prompt=prompt, seed=0))
+    assert close(batch[1], tts.generate("Hi.", prompt=other, seed=0))
+    assert not torch.equal(batch[0].codes[:, :8], batch[1].codes[:, :8])
+    with pytest.raises(ValleError, match="2 texts and 1 prompts"):
+        tts.generate_batch(["Hi.", "Hi."], prompt=[prompt])
+    assert tts.generate_batch([], prompt=prompt) == []
+
+
+def test_a_stream_is_what_generate_gives(tts: VALLE, prompt: Prompt) -> None:
+    whole = tts.generate(HEAD, prompt=prompt, seed=6)
+    assert len(whole.info["pieces"]) == 2
+    chunks = list(tts.stream(HEAD, prompt=prompt, seed=6))
+    assert len(chunks) > 3
+    assert all(chunk.info["synthetic"] and chunk.info["seed"] == 6 for chunk in chunks)
+    torch.testing.assert_close(torch.cat([c.waveform for c in chunks], dim=1), whole.waveform, atol=1e-5, rtol=0)
+
+
+def test_a_stream_speaks_only_as_far_as_it_is_heard(tts: VALLE, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = []
+    speak = VALLE._speak
+
+    def counting(self: VALLE, pieces: list[Piece], *args: object) -> object:
+        spoken.extend(piece.text for piece in pieces)
+        return speak(self, pieces, *args)
+
+    monkeypatch.setattr(VALLE, "_speak", counting)
+    stream = tts.stream(HEAD, prompt=prompt, seed=6)
+    assert spoken == []
+    next(stream)
+    assert spoken == ["Hi."]
+
+
+def test_a_stream_tells_what_is_wrong_at_once(tts: VALLE, prompt: Prompt) -> None:
+    with pytest.raises(ValleError, match="the text is empty"):
+        tts.stream(" ", prompt=prompt)
+    with pytest.raises(ValleError, match="temperature"):
+        tts.stream("Hi.", prompt=prompt, temperature=-1.0)
+
+
+def test_candidates_are_scored_and_the_best_is_kept(tts: VALLE, prompt: Prompt) -> None:
+    best = tts.generate("Hi.", prompt=prompt, seed=7, num_candidates=4)
+    (piece,) = best.info["pieces"]
+    assert len(piece["scores"]) == 4
+    assert piece["scores"][piece["candidate"]] == max(piece["scores"])
+    # The first candidate is what is spoken without others.
+    if piece["candidate"] == 0:
+        assert close(best, tts.generate("Hi.", prompt=prompt, seed=7))
+
+
+def test_max_seconds_bounds_the_speech(tts: VALLE, prompt: Prompt) -> None:
+    audio = tts.generate(HEAD, prompt=prompt, seed=8, max_seconds=0.5)
+    assert audio.seconds == 0.5
+    assert audio.info["stop"] == "max_seconds"
+    assert "max_seconds" in audio.info["warnings"][0]
+    assert abs(float(audio.waveform[0, -1])) < 1e-3  # faded out
+    streamed = torch.cat([c.waveform for c in tts.stream(HEAD, prompt=prompt, seed=8, max_seconds=0.5)], dim=1)
+    torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
+
+
+def test_speech_without_an_end_is_told(tts: VALLE, prompt: Prompt) -> None:
+    # Greedy decoding of a random model repeats itself for ever.
+    audio = tts.generate("Hi.", prompt=prompt, temperature=0.0)
+    assert audio.info["stop"] == "max_frames"
+    assert "without an end" in audio.info["warnings"][0]
+
+
+def test_continual_goes_on_from_the_recording(tts: VALLE, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", voiced(4.5), 24000)
+    prompt = tts.prompt(tmp_path / "long.wav", TEXT)
+    audio = tts.generate(prompt=prompt, continual=True, seed=0)
+    assert torch.equal(audio.codes[:, :225], prompt.codes[:, :225])
+    assert audio.info["recorded_s"] == 3.0
+    assert audio.codes.shape[1] == 225 + audio.info["frames"]
+    assert audio.waveform.shape == (1, audio.codes.shape[1] * 320)
+    # What was cut off the recording bounds the length of its continuation.
+    rest = prompt.n_frames - 225
+    assert 0.4 * rest - 1 <= audio.info["frames"] <= 2 * rest + 76
+    streamed = torch.cat([c.waveform for c in tts.stream("", prompt=prompt, continual=True, seed=0)], dim=1)
+    torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
+
+
+def test_continual_phonemes_are_the_whole_transcript_then_the_text(tts: VALLE, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", voiced(4.5), 24000)
+    prompt = tts.prompt(tmp_path / "long.wav", TEXT)
+    first, second = tts._pieces("Hi there. Tea?", prompt, SpeakOptions(), continual=True)
+    decode = tts.model.inventory.decode
+    assert "".join(decode(first.phonemes)).startswith("".join(decode(prompt.phonemes)) + " h")
+    assert first.prompt.n_frames == 225
+    assert first.keep_prompt
+    assert (second.prompt, second.keep_prompt) == (prompt, False)
+
+
+def test_continual_needs_something_to_go_on_with(tts: VALLE, prompt: Prompt) -> None:
+    with pytest.raises(ValleError, match=r"3.0 s of speech.*at least 4 s"):
+        tts.generate(prompt=prompt, continual=True)
+    assert tts.generate("Hi.", prompt=prompt, continual=True, seed=0).info["frames"] > 0
+
+
+# Texts
+
+
+@pytest.mark.parametrize("text", ["", "   \n", "🙂🙂🎉", "...", "—"])
+def test_texts_without_a_word_are_refused(tts: VALLE, prompt: Prompt, text: str) -> None:
+    with pytest.raises(ValleError, match="give at least one word"):
+        tts.generate(text, prompt=prompt)
+
+
+def test_a_text_of_ten_thousand_characters_is_cut_into_pieces_within_reach(tts: VALLE, prompt: Prompt) -> None:
+    text = ("It was the best of times, it was the worst of times, and 1,234,567 people came by on 12/25/2024. " * 110)[:10000]
+    pieces = tts._pieces(text, prompt, SpeakOptions(), continual=False)
+    assert len(pieces) > 50
+    reach = tts.model.info.max_seconds * 75
+    assert all(piece.prompt.n_frames + piece.expected_frames <= reach for piece in pieces)
+    said = "".join(piece.text for piece in pieces)
+    assert said.count("worst of times") == text.count("worst of times")
+
+
+def test_a_word_without_spaces_is_cut_too(tts: VALLE, prompt: Prompt) -> None:
+    pieces = tts._pieces("a" * 2000, prompt, SpeakOptions(), continual=False)
+    assert sum(piece.text.count("a") for piece in pieces) == 2000
+    assert len(pieces) > 5
+
+
+def test_emoji_among_words_are_passed_over(tts: VALLE, prompt: Prompt) -> None:
+    (with_emoji,) = tts._pieces("Hi 🙂 there.", prompt, SpeakOptions(), continual=False)
+    (without,) = tts._pieces("Hi there.", prompt, SpeakOptions(), continual=False)
+    assert with_emoji.phonemes == without.phonemes
+
+
+# Prompts
+
+
+def test_a_recording_needs_its_transcript(tts: VALLE, reference: Path) -> None:
+    for ref_text in (None, "", "  "):
+        with pytest.raises(ValleError, match=r"transcript of me.wav is missing.*-s"):
+            tts.generate("Hi.", reference, ref_text)
+    with pytest.raises(ValleError, match="nothing that can be spoken"):
+        tts.generate("Hi.", reference, "🙂")
+
+
+def test_a_transcript_needs_its_recording(tts: VALLE) -> None:
+    with pytest.raises(ValleError, match="no reference"):
+        tts.generate("Hi.", ref_text="What I say.")
+
+
+def test_a_transcript_of_another_recording_is_noticed(tts: VALLE, reference: Path) -> None:
+    with pytest.raises(ValleError, match=r"more than the 3.0 s of me.wav can hold"):
+        tts.generate("Hi.", reference, "This is far too much to say within so short a time as that. " * 5)
+
+
+def test_only_one_voice_is_taken(tts: VALLE, prompt: Prompt, reference: Path) -> None:
+    with pytest.raises(ValleError, match="give one of them"):
+        tts.generate("Hi.", reference, TEXT, voice="me")
+    with pytest.raises(ValleError, match="give one of them"):
+        tts.generate("Hi.", reference, TEXT, prompt=prompt)
+    with pytest.raises(ValleError, match="there is no voice 'me'"):
+        tts.generate("Hi.", voice="me")
+
+
+def test_a_voice_by_name_is_its_recording_and_transcript(tts: VALLE, prompt: Prompt, reference: Path) -> None:
+    from valle.voices import add_voice
+
+    add_voice("me", reference, TEXT)
+    named = tts.prompt(voice="me")
+    assert (named.name, named.phonemes) == ("me", prompt.phonemes)
+    assert (named.codes == prompt.codes).float().mean() > 0.9  # it was stored in 16 bits
+    add_voice("dumb", reference)
+    with pytest.raises(ValleError, match="transcript of dumb is missing"):
+        tts.prompt(voice="dumb")
+    assert tts.prompt(voice="dumb", ref_text=TEXT).phonemes == prompt.phonemes
+
+
+def test_a_recording_may_be_an_open_file_or_audio(tts: VALLE, prompt: Prompt, reference: Path) -> None:
+    for source in (io.BytesIO(reference.read_bytes()), Audio(*_read(reference))):
+        assert torch.equal(tts.prompt(source, TEXT).codes, prompt.codes)
+
+
+def _read(path: Path) -> tuple[torch.Tensor, int]:
+    samples, rate = soundfile.read(path, dtype="float32")
+    return torch.from_numpy(samples).unsqueeze(0), rate
+
+
+def test_unknown_and_senseless_options(tts: VALLE, prompt: Prompt) -> None:
+    with pytest.raises(TypeError, match=r"unknown option heat; known are seed, temperature"):
+        tts.generate("Hi.", prompt=prompt, heat=1.0)
+    for option in ({"top_p": 0.0}, {"top_k": -1}, {"num_candidates": 0}, {"max_seconds": 0.0}, {"lang": "xx-none"}):
+        with pytest.raises(ValleError):
+            tts.generate("Hi.", prompt=prompt, **option)
+
+
+# Lengths, scores and joints
+
+
+def piece(expected: float, limit: float = 1e9) -> Piece:
+    prompt = Prompt("", torch.zeros(8, 225, dtype=torch.int64), [1] * 50, 1.0)
+    return make_piece("Hi.", [1], prompt, expected_frames=expected, limit=limit, frame_rate=75)
+
+
+def test_the_bounds_of_the_length_follow_the_text() -> None:
+    assert (piece(100).min_frames, piece(100).max_frames) == (40, 275)
+    assert piece(1).min_frames == 4
+    assert (piece(100, limit=20).min_frames, piece(100, limit=20).max_frames) == (20, 20)
+    assert piece(100, limit=-5).max_frames == 1
+
+
+def test_the_rate_of_a_reference_is_believed_within_reason() -> None:
+    codes = torch.zeros(8, 300, dtype=torch.int64)
+    assert Prompt("", codes, [0] * 60, 1.0).frames_per_phoneme == 5.0
+    assert Prompt("", codes, [0] * 3, 1.0).frames_per_phoneme == 10.0
+    assert Prompt("", codes, [0] * 300, 1.0).frames_per_phoneme == 3.0
+
+
+def test_scores_prefer_an_end_and_a_plausible_length() -> None:
+    good = score(piece(100), 110, "eos", -4.0)
+    assert good == -4.0
+    assert score(piece(100), 110, "max_frames", -4.0) < good
+    assert score(piece(100), 40, "eos", -4.0) < good
+    assert score(piece(100), 250, "eos", -4.0) < good
+    assert score(piece(100), 110, "eos", -3.0) > good
+
+
+def test_pieces_are_joined_with_pauses_and_without_clicks() -> None:
+    ones = torch.ones(1, 2400)
+    joined = torch.cat(list(join([([ones], 0.25), ([ones[:, :50], ones[:, 50:]], 0.1)], 24000)), dim=1)
+    assert joined.shape == (1, 2400 + 6000 + 2400)
+    assert (joined[0, 2400:8400] == 0).all()
+    assert joined.diff().abs().max() < 0.01
+    assert (joined[0, 200:2200] == 1).all()
+    torch.testing.assert_close(joined[:, :2400], joined[:, 8400:])  # however it was cut into chunks
+    cut = torch.cat(list(join([([ones], 0.25), ([ones], 0.1)], 24000, max_seconds=0.36)), dim=1)
+    assert cut.shape == (1, 8640)
+    assert cut.diff().abs().max() < 0.01
+
+
+# Models
+
+
+def test_weights_stored_in_half_precision_become_float32(tts: VALLE, tiny_model_dir: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert {t.dtype for t in load_file(tiny_model_dir / "ar" / "model.safetensors").values()} == {torch.float16}
+    for model in (tts.model.ar, tts.model.nar, tts.model.codec):
+        assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
+        assert not model.training
+
+
+def test_a_model_survives_being_stored_again(tts: VALLE, tmp_path: Path) -> None:
+    m = tts.model
+    save_pretrained(tmp_path / "copy", ar=m.ar, nar=m.nar, codec=m.codec, inventory=m.inventory, info=m.info)
+    again = load_pretrained(tmp_path / "copy", "cpu")
+    assert again.info == m.info
+    for name, tensor in m.ar.state_dict().items():
+        torch.testing.assert_close(again.ar.state_dict()[name], tensor)
+
+
+@pytest.fixture
+def broken(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "broken"))
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_parts_that_do_not_belong_together_are_refused(broken: Path) -> None:
+    edit(broken / "valle.json", codec_fingerprint="000000000000")
+    with pytest.raises(ValleError, match=r"does not fit together: the codec is [0-9a-f]{12}, but 000000000000"):
+        load_pretrained(broken)
+
+
+def test_another_inventory_is_refused(broken: Path) -> None:
+    edit(broken / "valle.json", inventory_version="ipa-0")
+    with pytest.raises(ValleError, match="phoneme inventory is .* but ipa-0 is needed"):
+        load_pretrained(broken)
+
+
+def test_damaged_models_are_refused(broken: Path) -> None:
+    for name in ("ar/model.safetensors", "nar/config.json", "codec/config.json", "phonemes.json", "valle.json"):
+        kept = (broken / name).read_bytes()
+        (broken / name).write_bytes(kept[: len(kept) // 2])
+        with pytest.raises(ValleError):
+            load_pretrained(broken)
+        (broken / name).unlink()
+        with pytest.raises(ValleError, match=r"incomplete|is not a codec|is not a model"):
+            load_pretrained(broken)
+        (broken / name).write_bytes(kept)
+    edit(broken / "valle.json", format=2)
+    with pytest.raises(ValleError, match="format 2, this program reads 1: update"):
+        load_pretrained(broken)
+
+
+def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValleError, match="there is no model"):
+        load_pretrained(tmp_path / "missing")
+    with pytest.raises(ValleError, match="there is no model"):
+        load_pretrained("./missing")
+    with pytest.raises(ValleError, match=r"is not a model: it has no valle\.json"):
+        load_pretrained(tmp_path)
+    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path)
+    with pytest.raises(ValleError, match="no embedded model"):
+        load_pretrained()
+    with pytest.raises(ValleError, match="device 'gpu'"):
+        load_pretrained(tmp_path, "gpu")
+
+
+def test_a_model_from_the_hub(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name: str, **_: object) -> str:
+        asked.append(name)
+        return str(tiny_model_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert load_pretrained("someone/some-model", "cpu").info.name == "tiny-random"
+    assert asked == ["someone/some-model"]
+
+    def fail(_name: str, **_: object) -> str:
+        raise ConnectionError("no route to host\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ValleError, match=r"could not be fetched under that name: no route to host$"):
+        load_pretrained("someone/some-model")
