@@ -30,7 +30,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             encoder_dim=32, encoder_layers=1, decoder_dim=32, decoder_layers=2, codebook_dim=16, n_mels=40
         )
     ).eval()
-    transformer = TransformerConfig(dim=32, n_layers=2, n_heads=2, ff_dim=64, dropout=0.1)
+    transformer = TransformerConfig(dim=32, n_layers=1, n_heads=2, ff_dim=64, dropout=0.1)
     n_phonemes = len(DEFAULT_INVENTORY)
     ar = AR(ARConfig(n_phonemes=n_phonemes, transformer=transformer)).eval()
     nar = NAR(NARConfig(n_phonemes=n_phonemes, transformer=transformer)).eval()

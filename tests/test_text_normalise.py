@@ -123,7 +123,11 @@ ENGLISH = {
     "see p. 5, fig. 3": "see page five, figure three",
     "Acme Inc. is big": "Acme Incorporated is big",
     "Martin Luther King Jr. spoke": "Martin Luther King Junior spoke",
-    "J. R. R. Tolkien and George W. Bush": "J R R Tolkien and George W Bush",
+    "J. R. R. Tolkien and George W. Bush": "j.r.r Tolkien and George W Bush",
+    "Mrs. R. A. Reid saw T. X., who left.": "Missis r.a Reid saw t.x, who left.",
+    "by A. Smith, Z., and Co.": "by A-Smith, Z, and Company.",
+    "James II. was king; Philip II., too": "James the second was king; Philip the second, too",
+    "OW! Shh, HMM.": "OW! Shh, HMM.",
     "This is plan B. Men died.": "This is plan B. Men died.",
     "the U.S. Army in the U.S.": "the u.s Army in the u.s.",
     "He left the U.S. He came back.": "He left the u.s. He came back.",
@@ -221,7 +225,7 @@ def test_other_languages_keep_what_espeak_reads_better(lang: str, written: str, 
     assert normalise(said, lang) == said
 
 
-@settings(max_examples=12000, deadline=None)
+@settings(max_examples=6000, deadline=None)
 @given(st.text(max_size=60) | st.text("aA1 09.,-/:$£%°#&@+=~^²½'\"()…—\n🙂IVXkmst", max_size=40))
 def test_any_text_is_normalised_to_something_without_digits(text: str) -> None:
     said = normalise(text)

@@ -13,12 +13,12 @@ import torch
 from conftest import voiced
 
 from valle import VALLE, Audio, ValleError, pretrained
-from valle.pieces import Piece, Prompt, join, make_piece, score
+from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
 from valle.pretrained import load_pretrained, save_pretrained
 from valle.tts import SpeakOptions
 
-TEXT = "What I say in it, word by word, is this."
-HEAD = "Hi. You there."
+TEXT = "What I say in it, word by word, is this and not much more."
+TWO = "Hi. You."
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_speaking_leaves_the_callers_random_state_alone(tts: VALLE, prompt: Prom
 
 @pytest.mark.parametrize("repetition_aware", [False, True])
 def test_a_batch_is_one_by_one(tts: VALLE, prompt: Prompt, repetition_aware: bool) -> None:
-    texts = ["Hi.", HEAD, "Tea, please."]
+    texts = ["Hi.", "Hi. You.", "Tea?"]
     options = {"seed": 5, "temperature": 0.9, "top_k": 50, "repetition_aware": repetition_aware}
     batch = tts.generate_batch(texts, prompt=prompt, **options)
     for text, audio in zip(texts, batch, strict=True):
@@ -99,9 +99,9 @@ def test_a_batch_takes_a_prompt_for_each_text(tts: VALLE, prompt: Prompt, tmp_pa
 
 
 def test_a_stream_is_what_generate_gives(tts: VALLE, prompt: Prompt) -> None:
-    whole = tts.generate(HEAD, prompt=prompt, seed=6)
+    whole = tts.generate(TWO, prompt=prompt, seed=6)
     assert len(whole.info["pieces"]) == 2
-    chunks = list(tts.stream(HEAD, prompt=prompt, seed=6))
+    chunks = list(tts.stream(TWO, prompt=prompt, seed=6))
     assert len(chunks) > 3
     assert all(chunk.info["synthetic"] and chunk.info["seed"] == 6 for chunk in chunks)
     torch.testing.assert_close(torch.cat([c.waveform for c in chunks], dim=1), whole.waveform, atol=1e-5, rtol=0)
@@ -116,7 +116,7 @@ def test_a_stream_speaks_only_as_far_as_it_is_heard(tts: VALLE, prompt: Prompt, 
         return speak(self, pieces, *args)
 
     monkeypatch.setattr(VALLE, "_speak", counting)
-    stream = tts.stream(HEAD, prompt=prompt, seed=6)
+    stream = tts.stream(TWO, prompt=prompt, seed=6)
     assert spoken == []
     next(stream)
     assert spoken == ["Hi."]
@@ -134,18 +134,18 @@ def test_candidates_are_scored_and_the_best_is_kept(tts: VALLE, prompt: Prompt) 
     (piece,) = best.info["pieces"]
     assert len(piece["scores"]) == 4
     assert piece["scores"][piece["candidate"]] == max(piece["scores"])
+    assert len(set(piece["scores"])) == 4
     # The first candidate is what is spoken without others.
-    if piece["candidate"] == 0:
-        assert close(best, tts.generate("Hi.", prompt=prompt, seed=7))
+    assert candidate_seeds(7, 0, 4)[:1] == candidate_seeds(7, 0, 1)
 
 
 def test_max_seconds_bounds_the_speech(tts: VALLE, prompt: Prompt) -> None:
-    audio = tts.generate(HEAD, prompt=prompt, seed=8, max_seconds=0.5)
+    audio = tts.generate(TWO, prompt=prompt, seed=8, max_seconds=0.5)
     assert audio.seconds == 0.5
     assert audio.info["stop"] == "max_seconds"
     assert "max_seconds" in audio.info["warnings"][0]
     assert abs(float(audio.waveform[0, -1])) < 1e-3  # faded out
-    streamed = torch.cat([c.waveform for c in tts.stream(HEAD, prompt=prompt, seed=8, max_seconds=0.5)], dim=1)
+    streamed = torch.cat([c.waveform for c in tts.stream(TWO, prompt=prompt, seed=8, max_seconds=0.5)], dim=1)
     torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
 
 
@@ -250,12 +250,12 @@ def test_only_one_voice_is_taken(tts: VALLE, prompt: Prompt, reference: Path) ->
 
 
 def test_a_voice_by_name_is_its_recording_and_transcript(tts: VALLE, prompt: Prompt, reference: Path) -> None:
-    from valle.voices import add_voice
+    from valle.voices import add_voice, find_voice
 
     add_voice("me", reference, TEXT)
     named = tts.prompt(voice="me")
     assert (named.name, named.phonemes) == ("me", prompt.phonemes)
-    assert (named.codes == prompt.codes).float().mean() > 0.9  # it was stored in 16 bits
+    assert torch.equal(named.codes, tts.prompt(find_voice("me").path, TEXT).codes)
     add_voice("dumb", reference)
     with pytest.raises(ValleError, match="transcript of dumb is missing"):
         tts.prompt(voice="dumb")

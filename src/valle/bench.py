@@ -1,8 +1,8 @@
 """How fast it runs here: the AR in tokens a second, the NAR in seconds, the codec against real time.
 
-The task is always the same one, so that machines and systems compare: a prompt of 3 s (225 frames), 100 phonemes, and for
-the NAR the seven passes over 4 s (300 frames) of speech. Weights are random, fp32, eager: only sizes matter. A number is the
-median of some repeats after a warm-up. Speech is as fast as it is spoken at 75 AR tokens a second.
+The task is always the same one, so that machines and systems compare: a prompt of 3 s (225 frames), 100 phonemes, and
+for the NAR the seven passes over 4 s (300 frames) of speech. Weights are random, fp32, eager: only sizes matter. A
+number is the median of some repeats after a warm-up. At 75 tokens a second the AR is as fast as speech.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from valle.config import from_dict
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
 from valle.model.nar import NAR, NARConfig
+from valle.model.sampling import SamplingConfig
 
 PROMPT_FRAMES = 225
 TARGET_FRAMES = 300
@@ -48,17 +49,17 @@ def configs(size: str) -> Configs:
     from valle.pretrained import EMBEDDED
     from valle.text import DEFAULT_INVENTORY
 
-    known = {"n_phonemes": len(DEFAULT_INVENTORY)}
+    n_phonemes = len(DEFAULT_INVENTORY)
     if size == "paper":
-        return ARConfig(**known), NARConfig(**known)
+        return ARConfig(n_phonemes), NARConfig(n_phonemes)
     path = Path(__file__).parents[2] / "configs" / "default.toml"
     if path.is_file():
         from valle.train.config import load_train_config
 
         config = load_train_config(path)
         return (
-            from_dict(ARConfig, {**config.ar.model, **known}, f"{path} [ar.model]"),
-            from_dict(NARConfig, {**config.nar.model, **known}, f"{path} [nar.model]"),
+            from_dict(ARConfig, {**config.ar.model, "n_phonemes": n_phonemes}, f"{path} [ar.model]"),
+            from_dict(NARConfig, {**config.nar.model, "n_phonemes": n_phonemes}, f"{path} [nar.model]"),
         )
     if not (EMBEDDED / "ar" / "config.json").is_file():
         raise ValleError("there is no configs/default.toml and no embedded model to take the default size from")
@@ -75,8 +76,8 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
         repeats: of which the median is taken.
 
     Returns:
-        ``ar_parameters``, ``ar_prefill_s`` (phonemes and prompt, up to the first token), ``ar_tokens_per_s`` by batch size
-        (all rows together), ``nar_parameters``, ``nar_s``.
+        ``ar_parameters``, ``ar_prefill_s`` (phonemes and prompt, up to the first token), ``ar_tokens_per_s`` by batch
+        size (all rows together), ``nar_parameters``, ``nar_s``.
     """
     torch.manual_seed(0)
     ar = AR(models[0]).eval()
@@ -107,7 +108,15 @@ def bench_ar(ar: AR, batch: int, n_tokens: int) -> tuple[float, float]:
     """Seconds up to the first token of a batch, and for the others."""
     phonemes, phoneme_lens = _random(ar.config.n_phonemes, batch, N_PHONEMES)
     prompt, prompt_lens = _random(ar.config.codebook_size, batch, PROMPT_FRAMES)
-    steps = ar.steps(phonemes, phoneme_lens, prompt, prompt_lens, min_frames=n_tokens, max_frames=n_tokens)
+    steps = ar.steps(
+        phonemes,
+        phoneme_lens,
+        prompt,
+        prompt_lens,
+        min_frames=n_tokens,
+        max_frames=n_tokens,
+        sampling=SamplingConfig(),
+    )
     with torch.inference_mode():
         began = perf_counter()
         next(steps)
@@ -124,8 +133,8 @@ def bench_codec(codec: Codec, repeats: int) -> dict[str, float]:
 
     def streamed() -> None:
         decoder = codec.stream_decoder()
-        for chunk in codes.split(CHUNK_FRAMES, dim=2):
-            decoder.push(chunk)
+        for t in range(0, codes.shape[2], CHUNK_FRAMES):
+            decoder.push(codes[:, :, t : t + CHUNK_FRAMES])
         decoder.finish()
 
     return {
@@ -188,9 +197,10 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for size, r in results["sizes"].items():
         rates, memory = r["ar_tokens_per_s"], r["peak_memory_mb"]
+        ar_m, nar_m = r["ar_parameters"] / 1e6, r["nar_parameters"] / 1e6
         lines.append(
-            f"| {size} | {r['ar_parameters'] / 1e6:.1f} M | {r['nar_parameters'] / 1e6:.1f} M | {r['ar_prefill_s']:.3f} "
-            f"| {rates['1']:.1f} | {rates['8']:.1f} | {r['nar_s']:.2f} | {'–' if memory is None else f'{memory:.0f}'} |"
+            f"| {size} | {ar_m:.1f} M | {nar_m:.1f} M | {r['ar_prefill_s']:.3f} | {rates['1']:.1f} | {rates['8']:.1f} "
+            f"| {r['nar_s']:.2f} | {'–' if memory is None else f'{memory:.0f}'} |"
         )
     lines.append("\n| codec, real-time factor | encode | decode | decode in chunks of 0.2 s |\n|---|---|---|---|")
     lines.append(f"| | {codec['encode_rtf']:.4f} | {codec['decode_rtf']:.4f} | {codec['stream_rtf']:.4f} |\n")

@@ -61,9 +61,9 @@ def row(batch, i):
 def logits_of(
     model,
     phonemes: Int[Tensor, "B S"],
-    phoneme_lens: Int[Tensor, "B"],
+    phoneme_lens: Int[Tensor, " B"],
     codes: Int[Tensor, "B T"],
-    code_lens: Int[Tensor, "B"],
+    code_lens: Int[Tensor, " B"],
 ) -> Float[Tensor, "B T+1 25"]:
     with torch.no_grad():
         return model(ARBatch(phonemes, phoneme_lens, codes, code_lens))
@@ -143,6 +143,15 @@ def test_tied_weights():
     torch.testing.assert_close(logits_of(untied, *batch), logits_of(make(VARIANTS[1]), *batch))
 
 
+def test_the_same_weights_give_the_same_loss_for_ever():
+    """A checkpoint of today means the same tomorrow: names, layout and arithmetic are pinned."""
+    model, batch = AR(VARIANTS[0]).eval(), make_batch()
+    with torch.no_grad():
+        for i, (_, p) in enumerate(sorted(model.named_parameters())):
+            p.copy_((torch.arange(p.numel()) * 0.37 + i).sin().view_as(p) * 0.5)
+    assert model.loss(model(batch), batch)[0].item() == pytest.approx(0, abs=1e-5)
+
+
 def test_the_loss_starts_near_that_of_a_guess():
     torch.manual_seed(0)
     model = AR(ARConfig(n_phonemes=50, transformer=TransformerConfig(dim=128, n_layers=4, n_heads=4, ff_dim=512)))
@@ -185,6 +194,18 @@ def test_compiles_as_one_graph(config):
     model, batch = make(config), make_batch()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch), model(batch))
+
+
+def test_autocast_trains_and_speaks():
+    model, batch = make(), make_batch()
+    exact, _ = model.loss(model(batch), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.loss(model(batch), batch)
+        said = model.generate(*batch, sampling=GREEDY, max_frames=3, min_frames=3)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), abs=0.05)
+    assert [len(codes) for codes in said.codes] == [3, 3, 3]
 
 
 def test_overfits_two_utterances_and_speaks_them():

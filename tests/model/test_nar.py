@@ -199,6 +199,16 @@ def test_every_parameter_learns_at_every_stage(config, stage):
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
+def test_the_same_weights_give_the_same_loss_for_ever():
+    """A checkpoint of today means the same tomorrow: names, layout and arithmetic are pinned."""
+    model, batch = NAR(VARIANTS[0]).eval(), make_batch()
+    with torch.no_grad():
+        for i, (_, p) in enumerate(sorted(model.named_parameters())):
+            p.copy_((torch.arange(p.numel()) * 0.37 + i).sin().view_as(p) * 0.5)
+    losses = [model.loss(model(batch, stage), batch, stage)[0].item() for stage in (2, 8)]
+    assert losses == pytest.approx([0, 0], abs=1e-5)
+
+
 def test_the_loss_starts_near_that_of_a_guess():
     torch.manual_seed(0)
     model = NAR(NARConfig(n_phonemes=50, transformer=TransformerConfig(dim=128, n_layers=4, n_heads=4, ff_dim=512)))
@@ -212,6 +222,16 @@ def test_compiles_as_one_graph():
     model, batch = make(), make_batch()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch, 3), model(batch, 3))
+
+
+def test_autocast_trains():
+    model, batch = make(), make_batch()
+    exact, _ = model.loss(model(batch, 3), batch, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.loss(model(batch, 3), batch, 3)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), abs=0.05)
 
 
 def test_overfits_two_utterances_and_completes_them():

@@ -10,7 +10,7 @@ A pack is a folder with
   [total_S], ``phoneme_offsets`` int64 [n + 1], ``speakers`` int32 [n] (-1 where not known); the ids in its metadata.
   A compact pack holds ``codes_10bit`` uint8 [total_T, 10] in place of ``codes``.
 
-Reading needs torch and safetensors alone. ``valle.data.prepare`` builds packs.
+Reading needs torch and safetensors alone. ``valle.data.prepare`` builds them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Pack:
         path = self.folder / INFO_FILE
         if not path.is_file():
             raise ValleError(
-                f"{self.folder} is not a packed dataset: it has no {INFO_FILE}; make one with valle.data.prepare"
+                f"{self.folder} is not a packed dataset: it has no {INFO_FILE}; make one with `valle prepare`"
             )
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:

@@ -4,7 +4,7 @@ Utterances that would teach nonsense are left out with a reason: unreadable or s
 text, or a text that its audio cannot hold. Each is encoded alone, because padding would change the codes at its end. A
 build that was stopped goes on where it was: a shard that is complete and made from the same input is kept.
 
-``python -m valle.data.prepare MANIFEST... --codec DIR --out DIR [--splits train,dev]``
+``valle prepare SOURCE... --codec DIR --out DIR [--splits train,dev]``
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -40,8 +39,6 @@ from valle.errors import ValleError
 if TYPE_CHECKING:
     from valle.codec.base import Codec
     from valle.text import PhonemeInventory
-
-logger = logging.getLogger(__name__)
 
 Phonemize = Callable[[str, str], Sequence[str]]
 
@@ -275,35 +272,31 @@ def _espeak() -> Phonemize:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command ``python -m valle.data.prepare``."""
-    parser = argparse.ArgumentParser(prog="python -m valle.data.prepare", description="Build a packed dataset.")
-    parser.add_argument("manifests", nargs="+", metavar="MANIFEST", help="manifest.jsonl, or the folder it lies in")
-    parser.add_argument("--codec", required=True, help="folder of the codec")
-    parser.add_argument("--out", required=True, help="folder of the pack")
-    parser.add_argument("--splits", default="train,dev", help="comma-separated (train,dev)")
-    parser.add_argument("--min-seconds", type=float, default=PrepareConfig.min_seconds)
-    parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds)
-    parser.add_argument("--compact", action="store_true", help="ten bits a code, for travelling")
-    parser.add_argument("--device", default="cpu")
+    """The command ``valle prepare``."""
+    parser = argparse.ArgumentParser(prog="valle prepare", description="Recordings and their texts to training data.")
+    parser.add_argument("manifests", nargs="+", metavar="SOURCE", help="manifest.jsonl, or the folder it lies in")
+    parser.add_argument("--codec", required=True, metavar="DIR", help="the codec")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the packed dataset goes")
+    parser.add_argument("--splits", default="train,dev", metavar="A,B", help="which splits to take (train,dev)")
+    parser.add_argument("--min-seconds", type=float, default=PrepareConfig.min_seconds, metavar="F")
+    parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds, metavar="F")
+    parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
+    parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     from valle.codec.base import load_codec
 
     config = PrepareConfig(min_seconds=args.min_seconds, max_seconds=args.max_seconds, compact=args.compact)
     splits = args.splits.split(",")
-    try:
-        codec = load_codec(args.codec)
-        info = build_pack(args.manifests, codec, args.out, splits=splits, config=config, device=args.device)
-    except ValleError as error:
-        logger.error("error: %s", error)
-        return 2
+    codec = load_codec(args.codec)
+    info = build_pack(args.manifests, codec, args.out, splits=splits, config=config, device=args.device)
     for split in splits:
         n = sum(s.utterances for s in info.shards if s.split == split)
-        logger.info(
-            "%s: %d utterances, %.2f h; left out: %s", split, n, info.hours(split), info.rejected[split] or "none"
-        )
+        left_out = ", ".join(f"{n} {reason}" for reason, n in info.rejected[split].items()) or "none"
+        tqdm.write(f"{split}: {n} utterances, {info.hours(split):.2f} h; left out: {left_out}", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from valle.cli import main as cli
+
+    sys.exit(cli(["prepare", *sys.argv[1:]]))

@@ -182,7 +182,9 @@ class NAR(nn.Module):
         codes = codes.where(is_frame.unsqueeze(1), 0)  # padding becomes a valid code, whatever the caller put there
         ids = codes + self.config.codebook_size * torch.arange(k, device=codes.device).unsqueeze(1)  # [B, k, T]
         ids = ids.transpose(1, 2).reshape(-1, k)  # [B*T, k]
-        return F.embedding_bag(ids, self.code_emb.weight, mode="sum").view(batch_size, length, -1)
+        return F.embedding_bag(ids, self.code_emb.weight, mode="sum").view(
+            batch_size, length, self.code_emb.embedding_dim
+        )
 
 
 def draw_stage(n_quantizers: int = 8, generator: torch.Generator | None = None) -> int:

@@ -117,7 +117,7 @@ class AdaptiveNorm(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """x [B, L, D], condition [D] the embedding of the stage -> [B, L, D]."""
         assert condition is not None, "an adaptive transformer needs the embedding of the stage"
-        scale, shift = self.project(condition).chunk(2)  # [D] each
+        scale, shift = self.project(condition).to(x.dtype).chunk(2)  # [D] each; autocast would leave them in half
         return F.layer_norm(x, (self.dim,), scale, shift)
 
 

@@ -110,7 +110,8 @@ def _quiet(text: str) -> str:
     def lower(match: re.Match[str]) -> str:
         word = match[0]
         is_abbreviation = word.capitalize() in words.TITLES or word.capitalize() in words.ABBREVIATIONS
-        spelled = word in words.SPELLED or not (set(word) & set("AEIOUY") or is_abbreviation)
+        has_vowel = set(word) & set("AEIOUY")
+        spelled = word in words.SPELLED or not (has_vowel or is_abbreviation or word in words.SHORT_WORDS)
         return word if spelled else word.capitalize()
 
     return re.sub(r"(?<![\w.'])[A-Z]{2,}(?:'[A-Z]+)?(?![\w.]*\d)", lower, text)
@@ -357,7 +358,7 @@ def _roman(text: str) -> int:
     return sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
 
 
-_ROMAN = r"(X{0,3}(?:IX|IV|V?I{1,3}|V|(?<=X)))(?![\w'.]*\w)"
+_ROMAN = r"(X{0,3}(?:IX|IV|V?I{1,3}|V|(?<=X)))(?![\w'.]*\w)(?:\.(?=[,;:]|\s[a-z]))?"  # "James II. was"
 
 
 @_rule(rf"\b({words.ROMAN_CARDINAL})\s{_ROMAN}")
@@ -421,6 +422,7 @@ for _symbol, _word in {
 _replace(r"\s<\s", " less than ")
 _replace(r"\s>\s", " greater than ")
 _replace(r"#(?=\w)", " hashtag ")
+_replace(r"(?<!\()\s*[()\[\]{}](?!(?:s|es)\))\s*", ", ")
 _replace(r"[*_|\\^~<>#]", " ")  # what has no name in running text
 
 
@@ -462,25 +464,33 @@ def _abbreviation(m: re.Match[str], _british: bool) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- letters said one by one
-@_rule(r"\b[A-Z](?:\.[A-Z])+\b\.?|\b[ap]\.m\.(?=\s[a-z])")
+@_rule(r"\b[A-Z](?:\.[A-Z])+\b\.?|\b[ap]\.m\.(?=\s[a-z]|[,;:])")
 def _dotted(m: re.Match[str], _british: bool) -> str:
     return letters("".join(filter(str.isalpha, m[0]))) + _stop(m)
 
 
-@_rule(rf"(\b(?:{words.LETTERED})\s)?(?<![\w.'])([A-HJ-Z])\.(\s)(?=([A-Z][\w']*))", re.IGNORECASE)
+@_rule(r"(?<![\w.'])(?:[A-Z]\.\s)+[A-Z]\.")
+def _initials(m: re.Match[str], _british: bool) -> str:
+    """J. R. R. (Tolkien)."""
+    return letters("".join(filter(str.isalpha, m[0]))) + _stop(m)
+
+
+@_rule(rf"(\b(?i:{words.LETTERED})\s)?(?<![\w.'])([A-HJ-Z])\.(?:([,;:])|(\s)(?=([A-Z][\w']*)))")
 def _initial(m: re.Match[str], _british: bool) -> str:
-    """J. R. R. (Tolkien); not plan B."""
-    if m[1] or not m[2].isupper() or m[4] in words.SENTENCE_STARTERS or not m[4][0].isupper():
+    """(George) W. (Bush); not plan B."""
+    if m[3]:
+        return f"{m[1] or ''}{m[2]}{m[3]}"
+    if m[1] or m[5] in words.SENTENCE_STARTERS:
         return m[0]
-    return "A-" if m[2] == "A" else m[2] + m[3]
+    return "A-" if m[2] == "A" else m[2] + m[4]
 
 
 @_rule(r"(?<!\w)(?<!\w[.'])([A-Z]{2,})('?s)?(?![\w'])")
 def _capitals(m: re.Match[str], _british: bool) -> str:
     word, plural = m[1], m[2]
     vowels = set(word) & set("AEIOUY")
-    short = len(word) <= 3 and word not in words.SHORT_WORDS
-    if vowels and not short and word not in words.SPELLED:
+    short = len(word) <= 3
+    if word in words.SHORT_WORDS or (vowels and not short and word not in words.SPELLED):
         return m[0]
     # A plural "s" is said with the last letter, which espeak does only for a letter that stands alone.
     return f"{letters(word[:-1])} {word[-1].lower()}'s" if plural else letters(word)

@@ -75,7 +75,7 @@ class TrainConfig:
     """One TOML file."""
 
     pack: str
-    """Folder of the packed dataset (python -m valle.data.prepare)."""
+    """Folder of the packed dataset (``valle prepare``)."""
     out: str
     """Folder of the runs: out/ar and out/nar."""
     codec: str = ""
