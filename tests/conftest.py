@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 import torch
+
+from sounds import voiced
 
 torch.set_num_threads(1)  # the models here are so small that threads only get in each other's way
 
@@ -41,15 +41,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def voiced(seconds: float, rate: int = 24000, level: float = 0.1) -> np.ndarray:
-    """Something like speech: syllables of a few harmonics with noise; float32 [N]."""
-    t = np.arange(round(seconds * rate)) / rate
-    syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * t)
-    tone = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 8))
-    noise = np.random.default_rng(0).normal(size=len(t)) * 0.05
-    return (level * syllables * (tone + noise)).astype(np.float32)
-
-
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording of 3 s at 16 kHz."""
@@ -59,8 +50,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees or touches the voices of whoever runs it."""
     home = tmp_path / "valle-home"
     monkeypatch.setenv("VALLE_HOME", str(home))
-    yield home
+    return home

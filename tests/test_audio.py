@@ -1,4 +1,4 @@
-"""Sound files: what goes in comes out, what is no sound is refused in one sentence, and nothing is left half written."""
+"""Sound files: what goes in comes out, what is no sound is refused in one sentence, nothing is left half written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import voiced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sounds import voiced
 from valle import audio as audio_module
 from valle.audio import (
     FORMATS,

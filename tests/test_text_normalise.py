@@ -225,7 +225,7 @@ def test_other_languages_keep_what_espeak_reads_better(lang: str, written: str, 
     assert normalise(said, lang) == said
 
 
-@settings(max_examples=6000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60) | st.text("aA1 09.,-/:$£%°#&@+=~^²½'\"()…—\n🙂IVXkmst", max_size=40))
 def test_any_text_is_normalised_to_something_without_digits(text: str) -> None:
     said = normalise(text)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import voiced
 
+from sounds import voiced
 from valle import VALLE, Audio, ValleError, pretrained
 from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
 from valle.pretrained import load_pretrained, save_pretrained
@@ -107,7 +107,9 @@ def test_a_stream_is_what_generate_gives(tts: VALLE, prompt: Prompt) -> None:
     torch.testing.assert_close(torch.cat([c.waveform for c in chunks], dim=1), whole.waveform, atol=1e-5, rtol=0)
 
 
-def test_a_stream_speaks_only_as_far_as_it_is_heard(tts: VALLE, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_speaks_only_as_far_as_it_is_heard(
+    tts: VALLE, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoken = []
     speak = VALLE._speak
 
@@ -198,7 +200,9 @@ def test_texts_without_a_word_are_refused(tts: VALLE, prompt: Prompt, text: str)
 
 
 def test_a_text_of_ten_thousand_characters_is_cut_into_pieces_within_reach(tts: VALLE, prompt: Prompt) -> None:
-    text = ("It was the best of times, it was the worst of times, and 1,234,567 people came by on 12/25/2024. " * 110)[:10000]
+    text = ("It was the best of times, it was the worst of times, and 1,234,567 people came by on 12/25/2024. " * 110)[
+        :10000
+    ]
     pieces = tts._pieces(text, prompt, SpeakOptions(), continual=False)
     assert len(pieces) > 50
     reach = tts.model.info.max_seconds * 75
@@ -362,7 +366,7 @@ def test_parts_that_do_not_belong_together_are_refused(broken: Path) -> None:
 
 def test_another_inventory_is_refused(broken: Path) -> None:
     edit(broken / "valle.json", inventory_version="ipa-0")
-    with pytest.raises(ValleError, match="phoneme inventory is .* but ipa-0 is needed"):
+    with pytest.raises(ValleError, match=r"phoneme inventory is .* but ipa-0 is needed"):
         load_pretrained(broken)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import voiced
 
+from sounds import voiced
 from valle import voices
 from valle.audio import load, load_reference
 from valle.errors import ValleError
@@ -28,6 +28,15 @@ def built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "default.json").write_text('{"voice": "berta"}')
     monkeypatch.setattr(voices, "BUILT_IN", folder)
     return folder
+
+
+def test_the_voices_that_come_along_are_fit_to_use() -> None:
+    assert find_voice().built_in
+    for voice in list_voices():
+        assert voice.text
+        assert voice.source
+        assert voice.licence
+        assert 2 < load_reference(voice.path).seconds < 10
 
 
 @pytest.mark.usefixtures("built_in")
@@ -62,7 +71,7 @@ def test_without_built_in_voices_a_recording_is_asked_for(tmp_path: Path, monkey
 
 @pytest.mark.usefixtures("built_in")
 def test_an_unknown_voice_is_told_which_there_are() -> None:
-    with pytest.raises(ValleError, match="did you mean anna?"):
+    with pytest.raises(ValleError, match=r"did you mean anna\?"):
         find_voice("ana")
     with pytest.raises(ValleError, match="there are: anna, berta"):
         find_voice("quite another")
@@ -81,7 +90,9 @@ def test_a_voice_is_replaced_only_on_purpose(reference: Path) -> None:
             action()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../me", ".hidden", "a\\b", "me.", "a b", "x" * 65, "con", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../me", ".hidden", "a\\b", "me.", "a b", "x" * 65, "con", "a\n"]
+)
 def test_names_that_could_be_paths_are_refused(name: str, reference: Path, own_home: Path) -> None:
     with pytest.raises(ValleError, match="cannot be the name of a voice"):
         add_voice(name, reference)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from valle import provenance
 from valle.errors import ValleError
-from valle.files import write_atomic
+from valle.files import FORMATS, format_of, write_atomic
 
 Source = Union[str, "os.PathLike[str]", BinaryIO]
 
@@ -47,8 +47,6 @@ _CONTAINERS = {  # format -> libsndfile's container and encoding
     "opus": ("OGG", "OPUS"),
     "pcm": ("RAW", "PCM_16"),
 }
-FORMATS = tuple(_CONTAINERS)
-_SUFFIXES = {f".{name}": name for name in FORMATS} | {".ogg": "opus", ".raw": "pcm"}
 _LOSSY_RATES = (8000, 12000, 16000, 24000, 48000)  # that both opus and mp3 know
 
 
@@ -105,23 +103,6 @@ class Audio:
             write_atomic(Path(path), data)
         else:
             path.write(data)
-
-
-def format_of(path: Source) -> str:
-    """The format that a file's suffix asks for; wav for ``"-"`` and open files.
-
-    Raises:
-        ValleError: the suffix is none of the known ones.
-    """
-    if path == "-" or not isinstance(path, str | os.PathLike):
-        return "wav"
-    suffix = Path(path).suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise ValleError(
-            f"the output {os.fspath(path)} has no suffix of a known format; "
-            f"end it with {', '.join(_SUFFIXES)} or give --format"
-        )
-    return _SUFFIXES[suffix]
 
 
 def load(source: Source, sample_rate: int | None = None, *, max_s: float = math.inf, what: str = "recording") -> Audio:

@@ -20,6 +20,7 @@ COMMANDS = {
     "codec eval": ("...", "measure a codec"),
     "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
     "train": ("ar|nar CONFIG [--resume]", "train a language model"),
+    "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),
     "eval": ("...", "measure a model"),
     "bench": ("...", "measure its speed on this machine"),
     "info": ("[MODEL|FILE]", "what a model is, or how a sound file was made"),
@@ -28,6 +29,7 @@ COMMANDS = {
 
 _PASSED_ON = {  # commands that read their own arguments
     "prepare": "valle.data.prepare",
+    "export": "valle.train.export",
     "eval": "valle.eval.report",
     "codec eval": "valle.eval.codec_table",
     "bench": "valle.bench",
@@ -36,30 +38,20 @@ _PASSED_ON = {  # commands that read their own arguments
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 2 for what the user got wrong, 130 when interrupted."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(_help(), file=sys.stdout if args else sys.stderr)
-        return 0 if args else 2
-    if args[0] in ("-V", "--version"):
-        from valle import __version__
-
-        print(f"valle {__version__}")
-        return 0
     from valle.errors import ValleError
 
     try:
-        return _run(args)
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, where a reader that has gone is noticed
+        return code
     except ValleError as error:
         print(f"valle: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "valle":
             raise
-        print(
-            f"valle: error: `valle {args[0]}` needs the Python package {error.name}; install valle with its extras: "
-            "pip install 'valle[train,eval]'",
-            file=sys.stderr,
-        )
+        extras = "install valle with its extras: pip install 'valle[train,eval]'"
+        print(f"valle: error: this command needs the Python package {error.name}; {extras}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,8 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    from valle.errors import ValleError
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        from valle import __version__
 
+        print(f"valle {__version__}")
+        return 0
     name = next((n for n in (" ".join(args[:2]), args[0]) if n in COMMANDS), None)
     if name is None:
         group = args[0] if any(n.startswith(f"{args[0]} ") for n in COMMANDS) else ""
@@ -81,6 +79,8 @@ def _run(args: list[str]) -> int:
             print(_help(group), file=sys.stdout if args[1:] else sys.stderr)
             return 0 if args[1:] else 2
         import difflib
+
+        from valle.errors import ValleError
 
         given = " ".join(args[:2]) if group else args[0]
         near = difflib.get_close_matches(given, COMMANDS, n=1)

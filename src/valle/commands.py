@@ -90,8 +90,7 @@ class Say:
         to_stdout = self.output == "-"
         if to_stdout and sys.stdout.isatty():
             raise ValleError("standard output is a terminal, which cannot show sound; give a file (-o) or a pipe")
-        from valle.audio import format_of
-        from valle.files import check_writable
+        from valle.files import check_writable, format_of
 
         format = self.format or format_of(self.output)
         if not to_stdout:
@@ -262,8 +261,8 @@ class CodecDecode:
         """Decode."""
         import torch
 
-        from valle.audio import Audio, format_of
-        from valle.files import check_writable
+        from valle.audio import Audio
+        from valle.files import check_writable, format_of
 
         format = format_of(self.output)
         check_writable(self.output)
@@ -314,12 +313,14 @@ class Train:
     """The TOML file."""
     resume: Flag = False
     """Go on from the newest checkpoint."""
+    out: Annotated[Path | None, _arg("DIR")] = None
+    """Where the run is kept, in place of what CONFIG says."""
 
     def run(self) -> int:
         """Train."""
         from valle.train.loop import train
 
-        train(self.kind, self.config, resume=self.resume)
+        train(self.kind, self.config, resume=self.resume, out=self.out)
         return 0
 
 

@@ -1,4 +1,7 @@
-"""Files that are whole or not there: outputs are checked before the long work and appear by one rename after it."""
+"""Outputs: their formats, and files that are whole or not there.
+
+A place is checked before the long work, which is why nothing heavy is imported here, and written by one rename after.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,27 @@ import secrets
 from pathlib import Path
 
 from valle.errors import ValleError
+
+FORMATS = ("wav", "flac", "mp3", "opus", "pcm")
+"""Of sound files that can be written."""
+
+_SUFFIXES = {f".{name}": name for name in FORMATS} | {".ogg": "opus", ".raw": "pcm"}
+
+
+def format_of(path: object) -> str:
+    """The format that a file's suffix asks for; wav for ``"-"`` (standard output) and open files.
+
+    Raises:
+        ValleError: the suffix is none of the known ones.
+    """
+    if path == "-" or not isinstance(path, str | os.PathLike):
+        return "wav"
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValleError(
+            f"the output {path} has no suffix of a known format; end it with {', '.join(_SUFFIXES)} or give --format"
+        )
+    return _SUFFIXES[suffix]
 
 
 def check_writable(path: str | Path) -> None:

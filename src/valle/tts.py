@@ -383,7 +383,7 @@ class VALLE:
         for pieces, prompt in zip(by_text, prompts, strict=True):
             own = [next(spoken) for _ in pieces]
             waves = [([self._decode(p, s)], p.pause_s) for p, s in zip(pieces, own, strict=True)]
-            wav = torch.cat(list(join(waves, self.sample_rate, options.max_seconds)), dim=1).cpu()  # [1, N]
+            wav = torch.cat(list(join(waves, self.sample_rate, options.max_seconds)), dim=1)  # [1, N]
             codes = torch.cat([_all_codes(p, s) for p, s in zip(pieces, own, strict=True)], dim=1).cpu()  # [8, T]
             info = self._info(prompt, seed, pieces, own, wav.shape[1] / self.sample_rate, options)
             audios.append(Audio(wav, self.sample_rate, codes, info))
@@ -404,12 +404,12 @@ class VALLE:
 
         for wav in join(waves(), self.sample_rate, options.max_seconds):
             if wav.shape[1]:
-                yield Audio(wav.cpu(), self.sample_rate, info=dict(info))
+                yield Audio(wav, self.sample_rate, info=dict(info))
 
     @torch.inference_mode()
     def _decode(self, piece: Piece, spoken: Spoken) -> Tensor:
         """The wave [1, n] of a piece."""
-        return self.model.codec.decode(_all_codes(piece, spoken).unsqueeze(0))[0] * piece.prompt.gain
+        return (self.model.codec.decode(_all_codes(piece, spoken).unsqueeze(0))[0] * piece.prompt.gain).cpu()
 
     def _decode_chunks(self, piece: Piece, spoken: Spoken) -> Iterator[Tensor]:
         """The same wave in chunks [1, n]."""
@@ -417,10 +417,10 @@ class VALLE:
             decoder = self.model.codec.stream_decoder()
         for codes in torch.split(_all_codes(piece, spoken).unsqueeze(0), _CHUNK_FRAMES, dim=2):
             with torch.inference_mode():  # not around the yield: the caller's code is no part of it
-                wav = decoder.push(codes)[0] * piece.prompt.gain
+                wav = (decoder.push(codes)[0] * piece.prompt.gain).cpu()
             yield wav
         with torch.inference_mode():
-            wav = decoder.finish()[0] * piece.prompt.gain
+            wav = (decoder.finish()[0] * piece.prompt.gain).cpu()
         yield wav
 
     def _source(self, prompt: Prompt, seed: int, pieces: list[Piece]) -> dict[str, Any]:

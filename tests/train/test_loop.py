@@ -1,5 +1,6 @@
 """The training loop: learns, stops and resumes bit for bit, accumulates exactly, survives what goes wrong."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from valle.config import from_dict
+from valle.data.pack import PackInfo
 from valle.errors import ValleError
-from valle.train.config import TrainConfig
+from valle.train.config import TrainConfig, load_train_config
 from valle.train.loop import Trainer, train
-from valle.train.tasks import MeanMetrics, load_weights
+from valle.train.tasks import MeanMetrics, load_weights, make_task
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = {"dim": 32, "n_layers": 2, "n_heads": 2, "ff_dim": 64}
 FRAMES = [30, 41, 38, 55, 47, 33, 62, 29]
 
@@ -57,7 +60,7 @@ def test_stop_and_resume_equals_uninterrupted(kind, tmp_path, make_pack):
 
     config = config_file(tmp_path, pack, accumulate=2, checkpoint_every=3)
     stopped = tmp_path / "stopped" / kind
-    trainer = Trainer(kind, from_toml(config), stopped)
+    trainer = Trainer(kind, load_train_config(config), stopped)
     trainer.start(resume=False)
     original = trainer.train_step
 
@@ -82,24 +85,30 @@ def test_stop_and_resume_equals_uninterrupted(kind, tmp_path, make_pack):
     assert strip == [{k: v for k, v in e.items() if k not in ("time", "train/tokens_per_s")} for e in log(stopped)]
 
 
-def from_toml(path: Path) -> TrainConfig:
-    from valle.train.config import load_train_config
-
-    return load_train_config(path)
-
-
 @pytest.mark.parametrize("kind", ["ar", "nar"])
-def test_overfits_a_few_utterances(kind, tmp_path, make_pack):
-    pack = make_pack({"train": [24, 30, 36], "dev": [30]})
-    changes = {"dropout": 0.0, "join_same_speaker": 0.0, "dim": 64, "ff_dim": 128, "warmup_steps": 10, "ema_decay": 0.0}
-    steps, lr = (150, 3e-3) if kind == "ar" else (250, 6e-3)
-    config = config_file(tmp_path, pack, max_steps=steps, lr=lr, eval_every=1000, log_every=20, **changes)
-    run = train(kind, config)
-    first, last = log(run)[0], log(run)[-2]  # the last line is the validation
+def test_tiny_overfits_a_few_utterances(kind, tmp_path, make_pack):
+    pack = make_pack({"train": [41, 47, 53], "dev": [50]})
+    config = dataclasses.replace(load_train_config(CONFIGS / "tiny.toml"), pack=str(pack), device="cpu")
+    trainer = Trainer(kind, config, tmp_path / kind)
+    trainer.start(resume=False)
+    trainer.run()
+    first, last = log(tmp_path / kind)[0], log(tmp_path / kind)[-2]  # the last line is the validation
     assert first["train/loss"] > 2
     assert last["train/top1"] > 0.95, last
     assert last["train/loss"] < 0.5, last
-    assert load_weights(kind, run / "best").config.transformer.dim == 64
+    assert load_weights(kind, tmp_path / kind / "best").config.transformer.dim == 64
+
+
+@pytest.mark.parametrize("name", ["tiny", "default", "paper"])
+@pytest.mark.parametrize("kind", ["ar", "nar"])
+def test_configurations_are_whole(name, kind):
+    config = load_train_config(CONFIGS / f"{name}.toml")
+    info = PackInfo("c", "1", n_phonemes=100, separator_id=0, frame_rate=75.0)
+    with torch.device("meta"):
+        task = make_task(kind, getattr(config, kind).model, info)
+    millions = sum(p.numel() for p in task.model.parameters()) / 1e6
+    low, high = {"tiny": (0.1, 1), "default": (4, 12), "paper": (150, 220)}[name]
+    assert low < millions < high
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path, make_pack):
@@ -107,7 +116,9 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path, make_pack):
     gradients = []
     for max_frames, accumulate in ((160, 1), (80, 2)):
         changes = {"dropout": 0.0, "join_same_speaker": 0.0, "max_frames": max_frames, "accumulate": accumulate}
-        trainer = Trainer("ar", from_toml(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run")
+        trainer = Trainer(
+            "ar", load_train_config(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run"
+        )
         trainer.train_step(MeanMetrics())
         gradients.append([p.grad.clone() for p in trainer.parameters])
     for a, b in zip(*gradients, strict=True):
@@ -121,7 +132,9 @@ def test_token_weights_not_batch_weights(tmp_path, make_pack):
     gradients = []
     for max_frames, accumulate in ((120, 1), (60, 2)):
         changes = {"dropout": 0.0, "join_same_speaker": 0.0, "max_frames": max_frames, "accumulate": accumulate}
-        trainer = Trainer("ar", from_toml(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run")
+        trainer = Trainer(
+            "ar", load_train_config(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run"
+        )
         trainer.train_step(MeanMetrics())
         gradients.append([p.grad.clone() for p in trainer.parameters])
     for a, b in zip(*gradients, strict=True):
@@ -147,7 +160,7 @@ def test_a_run_is_not_overwritten_nor_changed(tmp_path, make_pack):
 
 def test_infinite_gradients_are_skipped_then_an_error(tmp_path, make_pack):
     pack = make_pack({"train": FRAMES, "dev": [40]})
-    trainer = Trainer("ar", from_toml(config_file(tmp_path, pack, max_skipped=3)), tmp_path / "run" / "ar")
+    trainer = Trainer("ar", load_train_config(config_file(tmp_path, pack, max_skipped=3)), tmp_path / "run" / "ar")
     trainer.start(resume=False)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     original = trainer.task.loss
@@ -182,7 +195,7 @@ def test_budget_brings_the_learning_rate_to_its_end(tmp_path, make_pack):
 @pytest.mark.parametrize("kind", ["ar", "nar"])
 def test_a_sample_is_spoken_and_a_broken_one_is_not_fatal(kind, tmp_path, make_pack, monkeypatch):
     pack = make_pack({"train": [30, 40], "dev": [160, 170, 180, 190]})
-    config = from_toml(config_file(tmp_path, pack, max_seconds=4.0, max_frames=400, max_steps=2, eval_every=1))
+    config = load_train_config(config_file(tmp_path, pack, max_seconds=4.0, max_frames=400, max_steps=2, eval_every=1))
 
     class FakeCodec:
         sample_rate = 24000

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
+from valle.files import write_atomic
 
 FORMAT = 1
 INFO_FILE = "dataset.json"
@@ -206,7 +207,7 @@ def write_shard(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write one file of a pack, whole or not at all; ``metadata`` is kept beside the ids."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     codes = torch.cat(
         [u.codes.to(torch.int16) for u in utterances] or [torch.zeros(info.n_quantizers, 0).short()], dim=1
@@ -219,16 +220,13 @@ def write_shard(
         "phoneme_offsets": torch.tensor([0, *(len(u.phonemes) for u in utterances)]).cumsum(0),
         "speakers": torch.tensor([u.speaker for u in utterances], dtype=torch.int32),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"ids": json.dumps([u.id for u in utterances]), **(metadata or {})})
-    temporary.replace(path)
+    ids = json.dumps([u.id for u in utterances])
+    write_atomic(path, save(tensors, metadata={"ids": ids, **(metadata or {})}))
 
 
 def write_info(folder: Path, info: PackInfo) -> None:
     """Write ``dataset.json``; do it last, since a folder without it is no pack."""
-    temporary = folder / f".{INFO_FILE}.tmp"
-    temporary.write_text(json.dumps(to_dict(info), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / INFO_FILE)
+    write_atomic(folder / INFO_FILE, (json.dumps(to_dict(info), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def pack_bits(codes: Tensor) -> Tensor:

@@ -422,7 +422,7 @@ for _symbol, _word in {
 _replace(r"\s<\s", " less than ")
 _replace(r"\s>\s", " greater than ")
 _replace(r"#(?=\w)", " hashtag ")
-_replace(r"(?<!\()\s*[()\[\]{}](?!(?:s|es)\))\s*", ", ")
+_replace(r"\s*[()\[\]{}]\s*", ", ")
 _replace(r"[*_|\\^~<>#]", " ")  # what has no name in running text
 
 

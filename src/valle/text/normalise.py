@@ -60,6 +60,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<=\d)\s?–\s?(?=\d)", "-", text)  # a range
     text = re.sub(r"(?<=\w)–(?=\w)", "-", text).replace("–", "—")
     text = re.sub(r"\[\d{1,3}\]", "", text)  # a reference
+    text = re.sub(r"(?<=\w)\((s|es)\)", r"\1", text)  # word(s)
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -115,7 +116,7 @@ def _spell_numbers(text: str, lang: str) -> str:
 
 def _tidy(text: str) -> str:
     """One space between words, and one canonical mark where punctuation, brackets and dashes meet."""
-    text = re.sub(r"\s+", " ", re.sub(r"\((s|es)\)", r"\1", text)).strip()
+    text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"[ ,.;:!?…—()\[\]{}-]*[,.;:!?…—()\[\]{}-][ ,.;:!?…—()\[\]{}-]*", _mark, text)
     return text.strip()
 

@@ -34,6 +34,7 @@ from valle.config import to_dict
 from valle.data.batches import BatchSampler, Example, collate
 from valle.data.pack import PHONEMES_FILE, Pack
 from valle.errors import ValleError
+from valle.files import write_atomic
 from valle.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -285,13 +286,13 @@ class Trainer:
 
     def _keep_best(self, values: dict[str, float]) -> None:
         """Write ``best/`` anew, as a model that ``load_weights`` reads."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         best, new = self.out / "best", self.out / ".best.tmp"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(tensors, new / "model.safetensors")
+        write_atomic(new / "model.safetensors", save(tensors))
         info = self.pack.info
         notes = {
             "step": self.step,

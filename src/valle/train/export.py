@@ -1,0 +1,126 @@
+"""From runs to a model folder: ``python -m valle.train.export --ar RUN --nar RUN --codec DIR --out DIR --name NAME``.
+
+Takes the weights that were best on dev, the codec and the phoneme inventory they were trained on, checks that they
+belong together, and writes what ``VALLE.from_pretrained`` reads, with the figures of the training in ``valle.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from valle.data.pack import PHONEMES_FILE
+from valle.errors import ValleError
+from valle.model.ar import AR
+from valle.model.nar import NAR
+from valle.train.config import Kind
+from valle.train.tasks import load_weights
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def export(
+    ar_run: str | Path,
+    nar_run: str | Path,
+    codec_folder: str | Path,
+    out: str | Path,
+    *,
+    name: str,
+    version: str = "0",
+    dtype: Literal["fp16", "fp32"] = "fp16",
+) -> Path:
+    """Assemble a model folder.
+
+    Args:
+        ar_run: a run's folder (``runs/NAME/ar``), or its ``best/``.
+        nar_run: likewise.
+        codec_folder: the codec that made the pack of both.
+        out: the model folder; files of a model already there are replaced.
+        name: goes into the metadata of every file that the model speaks.
+        version: of the model.
+        dtype: of the weights on disk.
+
+    Raises:
+        ValleError: a run without best weights, or parts that do not belong together.
+    """
+    from valle.codec.base import load_codec
+    from valle.pretrained import ModelInfo, save_pretrained
+    from valle.text import PhonemeInventory
+
+    ar_best, nar_best = _best(ar_run, "ar"), _best(nar_run, "nar")
+    notes = {"ar": _notes(ar_best), "nar": _notes(nar_best)}
+    codec = load_codec(codec_folder)
+    for kind, kept in notes.items():
+        if kept["codec_fingerprint"] != codec.fingerprint():
+            raise ValleError(
+                f"the {kind.upper()} run was trained on codes of the codec {kept['codec_fingerprint']}, but "
+                f"{codec_folder} is {codec.fingerprint()}; give the codec that made its pack"
+            )
+    if notes["ar"]["inventory_version"] != notes["nar"]["inventory_version"]:
+        raise ValleError(
+            f"the AR was trained on the phoneme inventory {notes['ar']['inventory_version']}, the NAR on "
+            f"{notes['nar']['inventory_version']}; train both on one pack"
+        )
+    ar, nar = load_weights("ar", ar_best), load_weights("nar", nar_best)
+    assert isinstance(ar, AR)
+    assert isinstance(nar, NAR)
+    inventory = PhonemeInventory.load(ar_best / PHONEMES_FILE)
+    info = ModelInfo(
+        name=name,
+        codec_fingerprint=codec.fingerprint(),
+        inventory_version=inventory.version,
+        version=version,
+        max_seconds=min(n["max_seconds"] for n in notes.values()),
+        training=notes,
+    )
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    save_pretrained(out, ar=ar, nar=nar, codec=codec, inventory=inventory, info=info, dtype=DTYPES[dtype])
+    return out
+
+
+def _best(run: str | Path, kind: Kind) -> Path:
+    """The folder with a run's best weights."""
+    run = Path(run)
+    for folder in (run / "best", run):
+        if (folder / "training.json").is_file():
+            return folder
+    raise ValleError(f"{run} holds no best weights of the {kind.upper()}; give the folder of a run that was validated")
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``python -m valle.train.export``."""
+    parser = argparse.ArgumentParser(prog="python -m valle.train.export", description="Assemble a model from runs.")
+    parser.add_argument("--ar", required=True, metavar="RUN", help="folder of the AR run")
+    parser.add_argument("--nar", required=True, metavar="RUN", help="folder of the NAR run")
+    parser.add_argument("--codec", required=True, metavar="DIR", help="the codec that made their pack")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the model folder")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--version", default="0", help="version of the model")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the weights on disk")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        export(args.ar, args.nar, args.codec, args.out, name=args.name, version=args.version, dtype=args.dtype)
+    except ValleError as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

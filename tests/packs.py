@@ -1,0 +1,44 @@
+"""The fixture ``make_pack``, for the tests of data and training: small packs of synthetic utterances."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from valle.data.pack import PHONEMES_FILE, PackedUtterance, PackInfo, ShardInfo, write_info, write_shard
+from valle.text import PhonemeInventory
+
+
+@pytest.fixture
+def make_pack(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a pack of utterances of the lengths given, each of random codes and phonemes."""
+
+    def make(
+        lengths: dict[str, list[int]],
+        *,
+        n_speakers: int = 2,
+        name: str = "pack",
+        compact: bool = False,
+        fingerprint: str = "c0dec",
+    ) -> Path:
+        generator = torch.Generator().manual_seed(0)
+        folder = tmp_path / name
+        folder.mkdir()
+        speakers = ("a", "b", "c")[:n_speakers]
+        info = PackInfo(fingerprint, "1", n_phonemes=10, separator_id=0, frame_rate=75.0, speakers=speakers)
+        shards = []
+        for split, frames in lengths.items():
+            utterances = []
+            for i, n in enumerate(frames):
+                phonemes = torch.randint(1, 10, (max(2, n // 6),), generator=generator)
+                codes = torch.randint(1024, (8, n), generator=generator)
+                utterances.append(PackedUtterance(f"{split}{i}", phonemes, codes, i % n_speakers))
+            write_shard(folder / f"{split}-00000.safetensors", utterances, info, compact=compact)
+            shards.append(ShardInfo(f"{split}-00000.safetensors", split, len(frames), sum(frames) / 75 / 3600))
+        PhonemeInventory("1", tuple(" abcdefghi")).save(folder / PHONEMES_FILE)
+        write_info(folder, dataclasses.replace(info, shards=tuple(shards)))
+        return folder
+
+    return make

@@ -1,0 +1,3 @@
+from packs import make_pack
+
+__all__ = ["make_pack"]

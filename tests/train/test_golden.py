@@ -1,0 +1,71 @@
+"""A model written once loads for ever and says the same: ``tests/data/golden``, a few kB of random weights.
+
+When a format changes on purpose, what was written before must still load, or the format's number must change with a
+clear error. Only then write it anew: ``python tests/train/test_golden.py``.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
+from valle.model.ar import AR, ARBatch, ARConfig
+from valle.model.nar import NAR, NARBatch, NARConfig
+from valle.model.transformer import TransformerConfig
+from valle.pretrained import ModelInfo, Pretrained, load_pretrained, save_pretrained
+from valle.text import PhonemeInventory
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+def outputs(model: Pretrained, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Logits of both models for a padded batch, and the wave of its first row."""
+    phonemes, phoneme_lens, codes, code_lens = (inputs[n] for n in ("phonemes", "phoneme_lens", "codes", "code_lens"))
+    in_loss = torch.ones(codes.shape[0], codes.shape[2], dtype=torch.bool)
+    prompt, prompt_lens = codes[:, :, :4], torch.tensor([4, 3])
+    with torch.no_grad():
+        out = {"ar": model.ar(ARBatch(phonemes, phoneme_lens, codes[:, 0], code_lens))}
+        for stage in (2, 8):
+            batch = NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, in_loss)
+            out[f"nar_{stage}"] = model.nar(batch, stage)
+        out["wav"] = model.codec.decode(codes[:1])
+    return out
+
+
+def test_golden_model_says_the_same():
+    model = load_pretrained(GOLDEN / "model", "cpu")
+    stored = load_file(GOLDEN / "expected.safetensors")
+    got = outputs(model, stored)
+    assert set(got) == {"ar", "nar_2", "nar_8", "wav"}
+    for name, value in got.items():
+        torch.testing.assert_close(value, stored[name], rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        assert float(value.std()) > 1e-3  # not all the same
+
+
+def write() -> None:
+    """Make ``tests/data/golden``."""
+    torch.manual_seed(0)
+    transformer = TransformerConfig(dim=16, n_layers=1, n_heads=2, ff_dim=16, dropout=0.1)
+    sizes = {"encoder_dim": 8, "encoder_layers": 1, "decoder_dim": 8, "decoder_layers": 1, "codebook_dim": 4}
+    codec = SpectralCodec(SpectralCodecConfig(**sizes, n_mels=8, codebook_size=16)).eval()
+    ar = AR(ARConfig(n_phonemes=6, codebook_size=16, transformer=transformer)).eval()
+    nar = NAR(NARConfig(n_phonemes=6, codebook_size=16, transformer=transformer)).eval()
+    for parameter in nar.transformer.parameters():  # so that the stage matters
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    inventory = PhonemeInventory("golden", tuple(" abcde"))
+    info = ModelInfo(name="golden", codec_fingerprint="", inventory_version="")
+    (GOLDEN / "model").mkdir(parents=True, exist_ok=True)
+    save_pretrained(GOLDEN / "model", ar=ar, nar=nar, codec=codec, inventory=inventory, info=info)
+    inputs = {
+        "phonemes": torch.randint(6, (2, 5)),
+        "phoneme_lens": torch.tensor([5, 3]),
+        "codes": torch.randint(16, (2, 8, 9)),
+        "code_lens": torch.tensor([9, 7]),
+    }
+    expected = outputs(load_pretrained(GOLDEN / "model", "cpu"), inputs)
+    save_file({**inputs, **expected}, GOLDEN / "expected.safetensors")
+
+
+if __name__ == "__main__":
+    write()
