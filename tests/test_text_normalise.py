@@ -213,7 +213,7 @@ def test_british_english_says_and_and_puts_the_day_first(written: str, said: str
         ("pt", "16 gatos", "dezasseis gatos"),
         ("de", "3,5 und 1.000 und 12:30", "3,5 und 1.000 und 12:30"),  # left to espeak
         ("ja", "123", "123"),
-        ("cmn", "你好，世界！１２３", "你好,世界!123"),
+        ("cmn", "你好，世界！１２３", "你好, 世界! 123"),
         ("hi", "१२३ नमस्ते", "123 नमस्ते"),
         ("fa", "می\u200cخواهم", "می\u200cخواهم"),
         ("th", "น้ำ", "น้ำ"),

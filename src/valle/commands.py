@@ -435,8 +435,4 @@ def _lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}:\n"
             yield from _lines(value, indent + "  ")
         else:
-            yield (
-                f"{indent}{name}: {value:,}\n"
-                if isinstance(value, int) and name != "format"
-                else f"{indent}{name}: {value}\n"
-            )
+            yield f"{indent}{name}: {value}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from pathlib import Path
@@ -19,9 +20,9 @@ def load_config(path: str | Path, cls: type[T]) -> T:
     Raises:
         ValleError: no such file, not TOML, an unknown key, or a value of the wrong type.
     """
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+    else:
         import tomli as tomllib
     path = Path(path)
     if not path.is_file():
@@ -68,7 +69,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         args = typing.get_args(hint)
         if not isinstance(value, list | tuple):
             raise ValleError(f"{where} must be a list, not {value!r}")
-        return tuple(_convert(args[0] if len(args) == 2 and args[1] is ... else args[i], v, where) for i, v in enumerate(value))
+        return tuple(
+            _convert(args[0] if len(args) == 2 and args[1] is ... else args[i], v, where) for i, v in enumerate(value)
+        )
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:

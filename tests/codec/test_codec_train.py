@@ -1,4 +1,4 @@
-"""`valle codec train` on a handful of synthetic recordings: it learns, stops and resumes bit for bit, and keeps codes when asked."""
+"""`valle codec train` on a handful of synthetic recordings: it learns, resumes bit for bit, keeps codes."""
 
 from __future__ import annotations
 

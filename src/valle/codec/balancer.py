@@ -1,4 +1,4 @@
-"""The gradient balancer (EnCodec §3.4): a loss's weight is the share of the gradient that it contributes, whatever its scale."""
+"""The gradient balancer (EnCodec §3.4): a loss's weight is its share of the gradient, whatever its scale."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class Balancer:
     """Rescales the gradient of each loss with respect to the codec's output, then sends their sum back.
 
-    Each gradient is divided by a moving average of its norm and multiplied by its share of the weights, so that the sum has a
-    norm of about ``total_norm``.
+    Each gradient is divided by a moving average of its norm and multiplied by its share of the weights, so that the sum
+    has a norm of about ``total_norm``.
     """
 
     def __init__(self, weights: Mapping[str, float], total_norm: float = 1.0, decay: float = 0.999) -> None:
@@ -23,7 +23,7 @@ class Balancer:
         self.counts: dict[str, float] = {}
 
     def backward(self, losses: Mapping[str, Tensor], output: Tensor, retain_graph: bool = False) -> dict[str, float]:
-        """Back-propagate ``losses``, each a function of ``output`` [B, 1, N]; returns the average norm of each gradient.
+        """Back-propagate ``losses``, each a function of ``output`` [B, 1, N]; returns the average norm of each.
 
         Losses without a positive weight are left out.
         """
@@ -42,7 +42,7 @@ class Balancer:
         for name, gradient in gradients.items():
             share = self.weights[name] / total_weight * self.total_norm
             balanced += gradient * (share / max(averages[name], 1e-12))
-        output.backward(balanced, retain_graph=retain_graph)
+        torch.autograd.backward(output, balanced, retain_graph=retain_graph)
         return averages
 
     def state_dict(self) -> dict[str, dict[str, float]]:

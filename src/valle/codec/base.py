@@ -76,7 +76,7 @@ class Codec(nn.Module, ABC):
         """The configuration, ready for JSON."""
 
     def fingerprint(self) -> str:
-        """Twelve hex digits over the weights that decide the codes; two codecs with the same one share shards and models.
+        """Twelve hex digits over the weights that decide the codes; codecs with the same one share shards and models.
 
         It is taken over half-precision values, so that storing a codec in fp16 does not change it.
         """
@@ -114,7 +114,9 @@ def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> Codec:
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise ValleError(f"{folder} is not a codec: it has no config.json; give a folder written by `valle codec train`")
+        raise ValleError(
+            f"{folder} is not a codec: it has no config.json; give a folder written by `valle codec train`"
+        )
     config = json.loads(path.read_text())
     if config.get("model_type") == "encodec":
         from valle.codec.encodec import EnCodec

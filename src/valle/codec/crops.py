@@ -15,7 +15,7 @@ from valle.errors import ValleError
 
 @dataclass(frozen=True)
 class WaveCache:
-    """All recordings of some splits end to end: ``samples`` [N] int16 (memory-mapped), utterance i is ``starts[i]:starts[i + 1]``."""
+    """All recordings of some splits end to end, memory-mapped; utterance i is ``samples[starts[i] : starts[i + 1]]``."""
 
     samples: np.ndarray  # int16 [N]
     starts: np.ndarray  # int64 [n + 1]
@@ -31,11 +31,15 @@ class WaveCache:
 
     def wav(self, i: int) -> Tensor:
         """Utterance i: [1, n] float32."""
-        return torch.from_numpy(self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768.0).unsqueeze(0)
+        return torch.from_numpy(
+            self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768.0
+        ).unsqueeze(0)
 
 
-def build_cache(manifest: str | Path, splits: tuple[str, ...], folder: str | Path, sample_rate: int = 24000) -> WaveCache:
-    """Decode and resample the recordings of ``splits`` in ``manifest`` (JSON lines with ``id``, ``path``, ``split``), once.
+def build_cache(
+    manifest: str | Path, splits: tuple[str, ...], folder: str | Path, sample_rate: int = 24000
+) -> WaveCache:
+    """Decode and resample, once, the recordings of ``splits`` in ``manifest`` (JSON lines: ``id``, ``path``, ``split``).
 
     A second call with the same arguments reads what the first one wrote.
 
@@ -51,7 +55,9 @@ def build_cache(manifest: str | Path, splits: tuple[str, ...], folder: str | Pat
     index_path, samples_path = folder / f"{name}.json", folder / f"{name}.s16"
     if not index_path.is_file():
         if not manifest.is_file():
-            raise ValleError(f"there is no manifest {manifest}; give a JSON-lines file with id, path and split (docs/data.md)")
+            raise ValleError(
+                f"there is no manifest {manifest}; give a JSON-lines file with id, path and split (docs/data.md)"
+            )
         lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
         lines = [line for line in lines if line["split"] in splits]
         if not lines:

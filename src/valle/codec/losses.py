@@ -1,4 +1,4 @@
-"""What the codec's reconstruction is compared by: waveform, multi-scale mel, adversarial and feature-matching losses (EnCodec §3.4)."""
+"""How a reconstruction is compared: waveform, multi-scale mel, adversarial, feature matching (EnCodec §3.4)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class MelScale(nn.Module):
         self.window_length = window_length
         self.register_buffer("window", torch.hann_window(window_length), persistent=False)
         # Stored transposed: one matrix product from the left gives [n_mels, frames].
-        self.register_buffer("filters", mel_filterbank(sample_rate, window_length, n_mels).t().contiguous(), persistent=False)
+        self.register_buffer(
+            "filters", mel_filterbank(sample_rate, window_length, n_mels).t().contiguous(), persistent=False
+        )
 
     def forward(self, wav: Tensor) -> Tensor:
         spectrum = torch.stft(

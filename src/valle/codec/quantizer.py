@@ -1,8 +1,8 @@
 """Residual vector quantisation (EnCodec §3.2): K codebooks, each quantising what the ones before it left over.
 
 Codebooks are learnt by exponential moving averages of the vectors assigned to them, start from k-means over the first
-batches, and entries that nobody uses any more are moved onto live vectors. Learning them by gradient alone collapses to a
-handful of entries on a small corpus, which is why the moving averages are not optional here.
+batches, and entries that nobody uses any more are moved onto live vectors. Learning them by gradient alone collapses to
+a handful of entries on a small corpus, which is why the moving averages are not optional here.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class Codebook(nn.Module):
         return F.embedding(ids, self.embed)
 
     @torch.no_grad()
-    def update(self, x: Tensor, ids: Tensor, decay: float, dead_below: float, generator: torch.Generator | None) -> None:
+    def update(
+        self, x: Tensor, ids: Tensor, decay: float, dead_below: float, generator: torch.Generator | None
+    ) -> None:
         """Move the entries towards the vectors assigned to them, and revive the dead.
 
         x [N, D], ids [N]; an entry is dead when its average use is below ``dead_below`` times the mean of all.
@@ -177,7 +179,10 @@ class ResidualVectorQuantizer(nn.Module):
                 if rows.any():
                     codebook.update(flat[rows], ids[rows], decay, dead_below, generator)
             mask = used.to(z.dtype).view(batch, 1, 1)
-            losses.append((F.mse_loss(residual, entry, reduction="none").mean((1, 2)) * mask.view(-1)).sum() / mask.sum().clamp(min=1))
+            losses.append(
+                (F.mse_loss(residual, entry, reduction="none").mean((1, 2)) * mask.view(-1)).sum()
+                / mask.sum().clamp(min=1)
+            )
             total = total + entry * mask
             residual = residual - entry
             codes.append(ids.view(batch, frames))
@@ -186,7 +191,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, z: Tensor, n_iters: int = 10, generator: torch.Generator | None = None) -> None:
-        """k-means, codebook after codebook, over z [B, D, T]; the more frames the better, at least ``codebook_size``."""
+        """k-means, codebook after codebook, over z [B, D, T]; at least ``codebook_size`` frames, better ten times that."""
         residual = z.to(self._codebook(0).embed.dtype).transpose(1, 2).reshape(-1, self.dim)
         for k in range(self.n_quantizers):
             codebook = self._codebook(k)

@@ -1,9 +1,9 @@
 """The embedded codec: encoder and decoder work at the frame rate, between a log-mel spectrogram and an inverse STFT.
 
 It keeps EnCodec's interface (24 kHz, hop 320, residual codes of 8 × 1024, paper §3) but not its body: as in Vocos,
-every layer is a ConvNeXt block at 75 Hz and the wave comes from one inverse Fourier transform, so nothing ever runs at the
-sample rate. That is what makes it trainable, and far faster than real time, on two processor cores. The encoder sees both
-sides of a frame; the decoder is causal but for ``lookahead`` frames, so it can stream.
+every layer is a ConvNeXt block at 75 Hz and the wave comes from one inverse Fourier transform, so nothing ever runs at
+the sample rate. That is what makes it trainable, and far faster than real time, on two processor cores. The encoder
+sees both sides of a frame; the decoder is causal but for ``lookahead`` frames, so it can stream.
 
 Source: Siuzdak, "Vocos", arXiv 2306.00814 (blocks and head); Défossez et al., "High Fidelity Neural Audio Compression",
 arXiv 2210.13438 (quantiser, training).
@@ -99,7 +99,8 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
         """x [B, T, D] -> [B, T, D]; ``past`` [B, left, D] are the frames before x in a stream."""
         y = self.depthwise(x, past)
-        return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
+        x = x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
+        return x
 
 
 class Backbone(nn.Module):
@@ -129,7 +130,7 @@ class Backbone(nn.Module):
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None) -> Tensor:
-    """Triangular filters, evenly spaced on the mel scale of O'Shaughnessy, each of unit sum: [n_fft // 2 + 1, n_mels]."""
+    """Triangular filters, evenly spaced on O'Shaughnessy's mel scale, each of unit sum: [n_fft // 2 + 1, n_mels]."""
     f_max = f_max or sample_rate / 2
 
     def to_mel(hz: float) -> float:
@@ -161,7 +162,8 @@ class LogMel(nn.Module):
         frames = F.pad(wav.squeeze(1), (side, side)).unfold(1, self.n_fft, self.hop_length)  # [B, T, n_fft]
         magnitude = torch.fft.rfft(frames * self.window).abs()  # [B, T, F]
         # About zero mean and unit variance for speech at a usual level.
-        return (magnitude @ self.filters).clamp(min=1e-4).log() / 3.0 + 0.7
+        log_mel: Tensor = (magnitude @ self.filters).clamp(min=1e-4).log() / 3.0 + 0.7  # [B, T, n_mels]
+        return log_mel
 
 
 class InverseSTFT(nn.Module):
@@ -180,15 +182,14 @@ class InverseSTFT(nn.Module):
 
     def frames(self, spectrum: Tensor) -> Tensor:
         """Complex spectrum [B, T, F] -> windowed frames [B, T, n_fft]."""
-        return torch.fft.irfft(spectrum, self.n_fft) * self.window
+        frames: Tensor = torch.fft.irfft(spectrum, self.n_fft) * self.window
+        return frames
 
     def overlap_add(self, frames: Tensor) -> Tensor:
         """frames [B, T, n_fft] -> [B, (T - 1) * hop + n_fft]."""
         n_frames = frames.shape[1]
         length = (n_frames - 1) * self.hop_length + self.n_fft
-        return F.fold(
-            frames.transpose(1, 2), (1, length), (1, self.n_fft), stride=(1, self.hop_length)
-        )[:, 0, 0]
+        return F.fold(frames.transpose(1, 2), (1, length), (1, self.n_fft), stride=(1, self.hop_length))[:, 0, 0]
 
     def envelope(self, n_frames: int) -> Tensor:
         """Sum of the squared windows under ``n_frames`` frames: [(n_frames - 1) * hop + n_fft]."""
@@ -295,7 +296,7 @@ class SpectralCodec(Codec):
 
 
 class SpectralStreamDecoder(StreamDecoder):
-    """Keeps, for each causal layer, the frames that the next chunk needs, and the unfinished tail of the overlap-add."""
+    """Keeps the frames that each causal layer needs for the next chunk, and the unfinished end of the overlap-add."""
 
     def __init__(self, codec: SpectralCodec) -> None:
         self.codec = codec
@@ -315,7 +316,8 @@ class SpectralStreamDecoder(StreamDecoder):
         if self.input is None:
             return torch.zeros(1, 1, 0)
         wav = self._decode(self.input[:, :0], last=True)
-        assert self.tail is not None and self.tail_envelope is not None
+        assert self.tail is not None
+        assert self.tail_envelope is not None
         tail = self.tail / self.tail_envelope.clamp(min=1e-6)
         rest = tail[:, self.skip : self.tail.shape[1] - self.istft.side]
         return torch.cat([wav, rest.unsqueeze(1)], dim=2)
@@ -362,7 +364,9 @@ def check_wav(wav: Tensor) -> None:
         ValueError: with the shape or type given and the one needed.
     """
     if wav.dim() != 3 or wav.shape[1] != 1 or wav.shape[2] == 0 or not wav.is_floating_point():
-        raise ValueError(f"wav is {wav.dtype} of shape {tuple(wav.shape)}; float samples of shape [B, 1, N], N > 0, are needed")
+        raise ValueError(
+            f"wav is {wav.dtype} of shape {tuple(wav.shape)}; float samples of shape [B, 1, N], N > 0, are needed"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

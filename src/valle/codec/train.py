@@ -1,12 +1,12 @@
-"""Training of a codec by the EnCodec recipe (EnCodec §3.4): reconstruction, commitment and adversarial losses, balanced.
+"""Training of a codec by the EnCodec recipe (EnCodec §3.4): reconstruction, commitment, adversarial losses, balanced.
 
-One step is: crops of speech -> codec -> multi-scale mel and waveform losses, and after ``adversarial_start`` the multi-scale
-STFT discriminators with feature matching; the quantiser's codebooks learn by moving averages inside the codec. With
-``train = "decoder"`` the encoder and the quantiser stay as they are, so that the codes, and every shard and language model
-made from them, stay valid while the decoder improves.
+One step is: crops of speech -> codec -> multi-scale mel and waveform losses, and after ``adversarial_start`` the
+multi-scale STFT discriminators with feature matching; the quantiser's codebooks learn by moving averages inside the
+codec. With ``train = "decoder"`` the encoder and the quantiser stay as they are, so that the codes, and every shard and
+language model made from them, stay valid while the decoder improves.
 
-Departure: a run may be bounded by minutes instead of steps (``max_minutes``); the learning rate then follows the clock, so
-that a machine lent for a while yields a finished model.
+Departure: a run may be bounded by minutes instead of steps (``max_minutes``); the learning rate then follows the clock,
+so that a machine lent for a while yields a finished model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from valle.codec.balancer import Balancer
-from valle.codec.base import Codec, load_codec
+from valle.codec.base import load_codec
 from valle.codec.crops import WaveCache, build_cache, random_crops
 from valle.codec.discriminator import MultiScaleSTFTDiscriminator
 from valle.codec.encodec import EnCodec, EnCodecConfig
@@ -155,7 +155,7 @@ def train_codec(config_path: Path, resume: bool = False, out: Path | None = None
     """Run ``valle codec train``; returns the folder of the trained codec.
 
     Raises:
-        ValleError: a wrong configuration, no data, a run that is already there (without ``resume``), or no run (with it).
+        ValleError: a wrong configuration, no data, a run that is there already, or with ``resume`` none.
     """
     config = load_config(config_path, CodecTrainConfig)
     trainer = CodecTrainer(config, Path(out or config.out))
@@ -221,7 +221,10 @@ class CodecTrainer:
         self.out.mkdir(parents=True, exist_ok=True)
         crop_s = config.data.batch_size * config.data.crop_s
         started, done_before, last_save = time.monotonic(), self.minutes, time.monotonic()
-        with Tracker(self.out, config.max_steps, start_step=self.step, unit="s of speech") as tracker, _stoppable() as stop:
+        with (
+            Tracker(self.out, config.max_steps, start_step=self.step, unit="s of speech") as tracker,
+            _stoppable() as stop,
+        ):
             if config.init and self.step == 0:
                 tracker.log(0, self.evaluate(dev), show=False)
             while self.progress() < 1 and not stop:
@@ -232,7 +235,11 @@ class CodecTrainer:
                 self.minutes = done_before + (time.monotonic() - started) / 60
                 tracker.advance(self.step, crop_s)
                 if self.step % config.log_every == 0:
-                    rate = {"train/lr": self.lr(), "train/speech_s_per_s": tracker.rate(), "train/minutes": self.minutes}
+                    rate = {
+                        "train/lr": self.lr(),
+                        "train/speech_s_per_s": tracker.rate(),
+                        "train/minutes": self.minutes,
+                    }
                     tracker.log(self.step, {f"train/{k}": v for k, v in values.items()} | rate)
                 if self.step % config.eval_every == 0:
                     tracker.log(self.step, self.evaluate(dev), show=False)
@@ -308,13 +315,13 @@ class CodecTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         if adversarial and config.loss.balancer:
             if commitment.requires_grad:
-                (commitment * config.loss.commitment).backward(retain_graph=True)
+                torch.autograd.backward(commitment * config.loss.commitment, retain_graph=True)
             self.balancer.backward(losses, output)
         else:
             weights = to_dict(config.loss)
             total = sum((weights[k] * v for k, v in losses.items()), commitment * config.loss.commitment)
             assert isinstance(total, Tensor)
-            total.backward()
+            torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(self.trained, config.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -327,7 +334,7 @@ class CodecTrainer:
             [j.logits for j in self.discriminator(fake)], [j.logits for j in self.discriminator(real)]
         )
         self.disc_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.disc_optimizer.step()
         return float(loss.detach())
 
@@ -353,7 +360,7 @@ class CodecTrainer:
             wav = cache.wav(i)[None, :, : int(max_s * self.codec.sample_rate)].to(self.device)
             wav = wav[:, :, : wav.shape[2] // self.codec.hop_length * self.codec.hop_length]
             if not self.quantizing:
-                distances[max(distances)].append(float(self.mel_loss(self.codec.decoder(self.codec.latents(wav)), wav)))
+                distances[max(distances)].append(float(self.mel_loss(self.reconstruct(wav), wav)))
                 continue
             codes = self.codec.encode(wav)
             used.append(codes[0])
@@ -370,10 +377,14 @@ class CodecTrainer:
     def sample(self, cache: WaveCache) -> Tensor:
         """A held-out utterance through the codec: [1, 1, N]."""
         self.codec.eval()
-        wav = cache.wav(len(cache) // 2)[None].to(self.device)
-        if not self.quantizing:
-            return self.codec.decoder(self.codec.latents(wav))  # type: ignore[no-any-return]
-        return self.codec.decode(self.codec.encode(wav))
+        return self.reconstruct(cache.wav(len(cache) // 2)[None].to(self.device))
+
+    def reconstruct(self, wav: Tensor) -> Tensor:
+        """wav [1, 1, N] -> [1, 1, N'] through the codec as it is now, quantised or not yet."""
+        if self.quantizing:
+            return self.codec.decode(self.codec.encode(wav))
+        decoded: Tensor = self.codec.decoder(self.codec.latents(wav))
+        return decoded
 
     # -- stopping and going on ---------------------------------------------------------------------------------------
 
@@ -427,6 +438,3 @@ def _stoppable() -> Iterator[list[int]]:
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
-
-
-__all__ = ["Codec", "CodecTrainConfig", "CodecTrainer", "train_codec"]

@@ -124,7 +124,8 @@ def build_pack(
     maker = _ShardMaker(info, codec, inventory, phonemize, config, device)
     shards: list[ShardInfo] = []
     rejected: list[dict[str, str]] = []
-    with tqdm(total=len(utterances), desc="prepare", unit="utterance", file=sys.stderr, dynamic_ncols=True) as bar:
+    often = 0.2 if sys.stderr.isatty() else 30.0  # seconds between updates: a log is not a screen
+    with tqdm(total=len(utterances), desc="prepare", file=sys.stderr, dynamic_ncols=True, mininterval=often) as bar:
         for split in splits:
             for number, part in enumerate(_parts([u for u in utterances if u.split == split], config.shard_hours)):
                 shard, left_out = maker.make(out / f"{split}-{number:05d}.safetensors", split, part, bar)

@@ -44,9 +44,8 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
     if bottoms.sum() == 0:
         return None
     n = len(tops)
-    # How often each utterance is drawn: the same as drawing n of n with replacement, and then a matrix product.
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)  # [N_RESAMPLES, n]
-    sums = drawn @ bottoms  # [N_RESAMPLES]
-    ratios = (drawn @ tops)[sums > 0] / sums[sums > 0]
+    drawn = np.random.default_rng(seed).integers(n, size=(N_RESAMPLES, n))
+    sums = bottoms[drawn].sum(1)  # [N_RESAMPLES]
+    ratios = tops[drawn].sum(1)[sums > 0] / sums[sums > 0]
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(tops.sum() / bottoms.sum()), float(low), float(high), n)

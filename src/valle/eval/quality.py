@@ -38,6 +38,8 @@ def pesq(wav: NDArray[np.float32], reference: NDArray[np.float32], sample_rate: 
     from pesq import pesq as wide_band
 
     a, b = (soxr.resample(x, sample_rate, PESQ_RATE) for x in (wav, reference))
+    if not (a.any() and b.any()):
+        return None
     try:
         return float(wide_band(PESQ_RATE, b, a, "wb"))
     except (NoUtterancesError, BufferTooShortError):

@@ -1,8 +1,13 @@
-"""The words and abbreviations that English normalisation knows; tables only, used by ``english.py`` and ``sentences.py``."""
+"""The words and abbreviations that English normalisation and the splitting into sentences know: tables, no code."""
 
 from __future__ import annotations
 
-MONTHS = "January February March April May June July August September October November December".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+MONTHS = _words("January February March April May June July August September October November December")
 MONTH_OF = {name[:3]: name for name in MONTHS} | {"Sept": "September"} | {name: name for name in MONTHS}
 
 WEEKDAYS = {
@@ -31,9 +36,14 @@ ABBREVIATIONS = {
     "Tel": "telephone", "tel": "telephone", "ext": "extension", "Ext": "Extension", "Co": "Company",
 }  # fmt: skip
 # Words in their own right without the full stop ("an apt ed. note", "Max", "the Ave Maria", "Est").
-NEED_STOP = {"Ave", "apt", "Apt", "est", "Est", "temp", "ed", "max", "ext", "Ext", "tel", "Tel", "Co", "Rep", "Hon",
-             "Gen", "Col", "Sen", "Pres", "Adm", "Maj", "Rev", "Gov", "Vol", "vol", "Assoc", "Messrs", "Mt", "Ft",
-             "Mx", "Insp"}  # fmt: skip
+NEED_STOP = frozenset(
+    _words(
+        """
+        Ave apt Apt est Est temp ed max ext Ext tel Tel Co Rep Hon Gen Col Sen Pres Adm Maj Rev Gov Vol vol
+        Assoc Messrs Mt Ft Mx Insp
+        """
+    )
+)
 
 # Before a number only.
 BEFORE_NUMBER = {
@@ -45,9 +55,14 @@ BEFORE_NUMBER = {
 
 # A capitalised one of these after an abbreviation's stop means that the stop ended a sentence.
 SENTENCE_STARTERS = frozenset(
-    "The A An He She It They We You I This That These Those But And Or So In On At If When While Then There Here What "
-    "Who Why How Where After Before My His Her Their Our Your Its As For From To With By Not No Yes Now However Also "
-    "One Some Many Most All Both Each Every Once Let Do Did Is Are Was Were Can Could Will Would Please".split()
+    _words(
+        """
+        The A An He She It They We You I This That These Those But And Or So In On At If When While Then There
+        Here What Who Why How Where After Before My His Her Their Our Your Its As For From To With By Not No Yes
+        Now However Also One Some Many Most All Both Each Every Once Let Do Did Is Are Was Were Can Could Will
+        Would Please
+        """
+    )
 )
 
 # one, more than one. Longer spellings are tried first.
@@ -70,10 +85,12 @@ UNITS = {
     "kV": ("kilovolt", "kilovolts"), "mA": ("milliamp", "milliamps"), "mAh": ("milliamp hour", "milliamp hours"),
     "kJ": ("kilojoule", "kilojoules"), "cal": ("calorie", "calories"), "kcal": ("kilocalorie", "kilocalories"),
     "dB": ("decibel", "decibels"), "Pa": ("pascal", "pascals"), "kPa": ("kilopascal", "kilopascals"),
-    "psi": ("pound per square inch", "pounds per square inch"), "rpm": ("revolution per minute", "revolutions per minute"),
+    "psi": ("pound per square inch", "pounds per square inch"),
+    "rpm": ("revolution per minute", "revolutions per minute"),
     "fps": ("frame per second", "frames per second"), "px": ("pixel", "pixels"), "KB": ("kilobyte", "kilobytes"),
     "kB": ("kilobyte", "kilobytes"), "MB": ("megabyte", "megabytes"), "GB": ("gigabyte", "gigabytes"),
-    "TB": ("terabyte", "terabytes"), "PB": ("petabyte", "petabytes"), "kbps": ("kilobit per second", "kilobits per second"),
+    "TB": ("terabyte", "terabytes"), "PB": ("petabyte", "petabytes"),
+    "kbps": ("kilobit per second", "kilobits per second"),
     "kbit/s": ("kilobit per second", "kilobits per second"), "Mbps": ("megabit per second", "megabits per second"),
     "Mbit/s": ("megabit per second", "megabits per second"), "Gbps": ("gigabit per second", "gigabits per second"),
     "MB/s": ("megabyte per second", "megabytes per second"), "GB/s": ("gigabyte per second", "gigabytes per second"),
@@ -100,12 +117,15 @@ CURRENCIES = {
     "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
     "R$": ("Brazilian real", "Brazilian reais", "centavo", "centavos"),
     "£": ("pound", "pounds", "penny", "pence"), "€": ("euro", "euros", "cent", "cents"), "¥": ("yen", "yen", "", ""),
-    "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "", ""), "₽": ("ruble", "rubles", "kopeck", "kopecks"),
+    "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "", ""),
+    "₽": ("ruble", "rubles", "kopeck", "kopecks"),
     "₿": ("bitcoin", "bitcoins", "", ""),
 }  # fmt: skip
-CURRENCIES |= {"USD": CURRENCIES["US$"], "EUR": CURRENCIES["€"], "GBP": CURRENCIES["£"], "JPY": CURRENCIES["¥"],
-               "INR": CURRENCIES["₹"], "CAD": CURRENCIES["C$"], "AUD": CURRENCIES["A$"],
-               "CHF": ("Swiss franc", "Swiss francs", "centime", "centimes"), "CNY": ("yuan", "yuan", "fen", "fen")}  # fmt: skip
+CURRENCIES |= {
+    "USD": CURRENCIES["US$"], "EUR": CURRENCIES["€"], "GBP": CURRENCIES["£"], "JPY": CURRENCIES["¥"],
+    "INR": CURRENCIES["₹"], "CAD": CURRENCIES["C$"], "AUD": CURRENCIES["A$"],
+    "CHF": ("Swiss franc", "Swiss francs", "centime", "centimes"), "CNY": ("yuan", "yuan", "fen", "fen"),
+}  # fmt: skip
 
 MAGNITUDES = {
     "k": "thousand", "K": "thousand", "m": "million", "M": "million", "mn": "million", "b": "billion", "B": "billion",
@@ -130,21 +150,30 @@ ROMAN_ORDINAL = (
 # Capitals with a vowel that are letters all the same. (Those without a vowel always are, and in a text that is not
 # all in capitals so are those of two or three letters that are not SHORT_WORDS.)
 SPELLED = frozenset(
-    "AAA ABC ACLU AI API ATM BBA CEO CFO CIA CIO CPA CPU CTO DIY DNA EEG EKG EPA ESP ESPN EU EUR FAA FAQ FBI FDA GDP GI "
-    "GPA GPU HBO HDMI HIV IBM ICU IMF IOU IP IPA IPO IQ IRA IRC IRS ISBN ISP ITV IVF JFK LGBT LGBTQ MBA MIA MIT MRI NBA "
-    "NCAA NEA NFL NGO NHS NIH NSA NYU OCD OCR OECD PHD POW PTA QED RIP RNA ROI RSVP SEC SEO SOS SUV TIA UAE UCLA UFO UHF "
-    "UI UK UN UPS URL USA USB USD USSR UTC VAT VIP VOIP WTO XML YMCA".split()
+    _words(
+        """
+        AAA ABC ACLU AI API ATM BBA CEO CFO CIA CIO CPA CPU CTO DIY DNA EEG EKG EPA ESP ESPN EU EUR FAA FAQ FBI
+        FDA GDP GI GPA GPU HBO HDMI HIV IBM ICU IMF IOU IP IPA IPO IQ IRA IRC IRS ISBN ISP ITV IVF JFK LGBT
+        LGBTQ MBA MIA MIT MRI NBA NCAA NEA NFL NGO NHS NIH NSA NYU OCD OCR OECD PHD POW PTA QED RIP RNA ROI RSVP
+        SEC SEO SOS SUV TIA UAE UCLA UFO UHF UI UK UN UPS URL USA USB USD USSR UTC VAT VIP VOIP WTO XML YMCA
+        """
+    )
 )
 SHORT_WORDS = frozenset(
-    "AH AHA AW EH ER GRR HM HMM OW SH SHH TSK UGH UH UM WOW MR MRS MS DR ST JR SR "
-    "ACT ADD AGE AGO AID AIM AIR ALE ALL AM AN AND ANY ARE ARM ART AS ASK AT ATE BAD BAG BAN BAR BE BED BEE BET BIG BIT "
-    "BOB BOX BOY BUS BUT BUY BYE CAN CAP CAR CAT COW CUP CUT DAD DAY DID DIE DIG DO DOG DOS DUE EAR EAT EGG END ERA EVE "
-    "EYE FAN FAR FAT FED FEE FEW FIT FIX FOR FOX FUN GAS GET GIF GO GOD GOT GUI GUN GUY HA HAD HAS HAT HE HER HEY HI HID "
-    "HIM HIS HIT HO HOT HOW ICE IF ILL IN INK INN IS ITS JET JOB JOE JOY KEY KID LAB LAN LAW LAY LED LEG LET LIE LIP LOG "
-    "LOT LOW MAD MAN MAP MAY ME MEN MET MIX MOM MUD NET NEW NO NOR NOT NOW NUT ODD OF OFF OH OIL OLD ON ONE OR OUR OUT OWE "
-    "OWN PAN PAY PEN PET PIE PIG PIN PIT POP POT PUT RAM RAN RAT RAW RED RID ROM ROW RUN SAD SAT SAW SAY SEA SEE SET SEX "
-    "SHE SHY SIM SIR SIT SIX SKY SO SON SPA SUM SUN TAX TEA TED TEN THE TIE TIN TIP TO TOE TOM TON TOO TOP TOY TRY TWO UP "
-    "USE VAN VIA WAN WAR WAS WAY WE WEB WED WET WHO WHY WIN WON YES YET YOU ZOO".split()
+    _words(
+        """
+        AH AHA AW EH ER GRR HM HMM OW SH SHH TSK UGH UH UM WOW MR MRS MS DR ST JR SR ACT ADD AGE AGO AID AIM AIR
+        ALE ALL AM AN AND ANY ARE ARM ART AS ASK AT ATE BAD BAG BAN BAR BE BED BEE BET BIG BIT BOB BOX BOY BUS
+        BUT BUY BYE CAN CAP CAR CAT COW CUP CUT DAD DAY DID DIE DIG DO DOG DOS DUE EAR EAT EGG END ERA EVE EYE
+        FAN FAR FAT FED FEE FEW FIT FIX FOR FOX FUN GAS GET GIF GO GOD GOT GUI GUN GUY HA HAD HAS HAT HE HER HEY
+        HI HID HIM HIS HIT HO HOT HOW ICE IF ILL IN INK INN IS ITS JET JOB JOE JOY KEY KID LAB LAN LAW LAY LED
+        LEG LET LIE LIP LOG LOT LOW MAD MAN MAP MAY ME MEN MET MIX MOM MUD NET NEW NO NOR NOT NOW NUT ODD OF OFF
+        OH OIL OLD ON ONE OR OUR OUT OWE OWN PAN PAY PEN PET PIE PIG PIN PIT POP POT PUT RAM RAN RAT RAW RED RID
+        ROM ROW RUN SAD SAT SAW SAY SEA SEE SET SEX SHE SHY SIM SIR SIT SIX SKY SO SON SPA SUM SUN TAX TEA TED
+        TEN THE TIE TIN TIP TO TOE TOM TON TOO TOP TOY TRY TWO UP USE VAN VIA WAN WAR WAS WAY WE WEB WED WET WHO
+        WHY WIN WON YES YET YOU ZOO
+        """
+    )
 )
 # A single letter after one of these is a label ("plan B."), not a name's initial.
 LETTERED = "plan|option|vitamin|hepatitis|grade|type|class|group|team|section|part|point|letter|exhibit|appendix|answer"

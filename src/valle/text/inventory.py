@@ -39,7 +39,7 @@ _IPA_1 = (
 
 @dataclass(frozen=True)
 class PhonemeInventory:
-    """A versioned list of symbols; a symbol's id is its position. It holds no padding, beginning or end: models own those."""
+    """A versioned list of symbols; an id is a position. Padding, beginning and end are not in it: models own those."""
 
     version: str = "ipa-1"
     """Which list this is; stored with each model."""
@@ -50,8 +50,8 @@ class PhonemeInventory:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ids", {symbol: i for i, symbol in enumerate(self.symbols)})
         if len(self._ids) != len(self.symbols):
-            twice = sorted({symbol for symbol in self.symbols if self.symbols.count(symbol) > 1})
-            raise ValleError(f"the phoneme inventory {self.version!r} lists {', '.join(map(repr, twice))} more than once")
+            twice = ", ".join(repr(s) for s in self._ids if self.symbols.count(s) > 1)
+            raise ValleError(f"the phoneme inventory {self.version!r} lists {twice} more than once")
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -113,11 +113,11 @@ class PhonemeInventory:
                 raise TypeError
         except (ValueError, KeyError, TypeError) as error:  # ValueError: not JSON, or not UTF-8
             raise ValleError(
-                f'{path} is not a phoneme inventory; it must be JSON of the form {{"version": "ipa-1", "symbols": [...]}}'
+                f'{path} is not a phoneme inventory; it must be JSON like {{"version": "ipa-1", "symbols": [...]}}'
             ) from error
         inventory = cls(version, tuple(symbols))
         if version == DEFAULT_INVENTORY.version and inventory != DEFAULT_INVENTORY:
-            raise ValleError(f"{path} says that it is {version!r} but its symbols are others; take the model's own file")
+            raise ValleError(f"{path} says that it is {version!r} but its symbols differ; take the model's own file")
         return inventory
 
 

@@ -46,7 +46,7 @@ def normalise(text: str, lang: str = "en-us") -> str:
 
 
 def clean(text: str) -> str:
-    """One form for each character: NFKC, ASCII quotes, hyphens and digits, "—" and "…"; no emoji, no control characters."""
+    """One form for each character: NFKC, ASCII quotes and digits, "—" and "…"; no emoji and no control characters."""
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # or NFKC would make 1½ eleven halves
     text = text.translate(_BEFORE_NFKC)
     # NFKC takes the Thai and Lao vowel "am" apart, and espeak reads only the whole one.
@@ -84,7 +84,8 @@ class _Characters(dict[int, str]):
 # Zero-width characters (Cf) go before NFKC so that it can compose around them, but the joiners of Persian and Indic
 # spelling stay. Surrogates cannot be encoded for espeak, and a NUL would end its string.
 _BEFORE_NFKC = _Characters(
-    {"\n": "\n", "\u2028": "\n", "\u2029": "\n\n", "\u200c": "\u200c", "\u200d": "\u200d", "…": "…", "™": "", "´": "'"},
+    {"\n": "\n", "\u2028": "\n", "\u2029": "\n\n", "\u200c": "\u200c", "\u200d": "\u200d", "…": "…", "™": "", "´": "'"}
+    | {wide: chr(ord(wide) - 0xFEE0) + " " for wide in "！，：；？"},  # full width has its space within
     {"Cf": "", "Cs": " ", "Cc": " ", "Co": " ", "Cn": " "},
 )
 _AFTER_NFKC = _Characters(

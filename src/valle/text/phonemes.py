@@ -9,9 +9,11 @@ espeak is a C library with global state. One copy of it serves the whole process
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import re
+import shutil
 import tempfile
 import threading
 import unicodedata
@@ -63,34 +65,28 @@ class Phonemizer:
         Raises:
             ValleError: one of the texts holds nothing that can be spoken.
         """
+        parts = [self._parts(text) for text in texts]
         with _LOCK:
             espeak = _espeak()
             if espeak.voice is None or espeak.voice.language != self.lang:
                 espeak.set_voice(self.lang)
-            return [self._phonemise(espeak, text) for text in texts]
+            batch = [_symbols(espeak, part) for part in parts]
+        if [] in batch:
+            raise ValleError(
+                f"espeak reads nothing in {self.lang!r} from {''.join(parts[batch.index([])])!r}; check the language"
+            )
+        return batch
 
-    def _phonemise(self, espeak: Any, text: str) -> list[str]:
+    def _parts(self, text: str) -> list[str]:
+        """``text`` as words, marks, words, marks ... words; the first and the last may be empty."""
         said = normalise(text, self.lang)
         if not any(c.isalnum() for c in said):
-            raise ValleError(f"the text {_short(text)} has nothing that can be spoken; give at least one word")
+            given = text if len(text) <= 40 else text[:39] + "…"
+            raise ValleError(f"the text {given!r} has nothing that can be spoken; give at least one word")
         said = said.translate(_MARKS_OF_SCRIPTS)
         if self.lang in ("el", "grc"):
             said = said.replace(";", "?")  # the Greek question mark
-        symbols: list[str] = []
-        # An odd part is a run of marks. NOTE: espeak itself drops marks, and for some sounds its IPA holds a ".".
-        for i, part in enumerate(_MARKS.split(said)):
-            if i % 2 == 0:
-                phonemes = _canonical(espeak.text_to_phonemes(part)) if part.strip() else ""
-                symbols += [WORD_BOUNDARY] * bool(symbols and phonemes)
-                symbols += phonemes
-            elif symbols:
-                mark = min((c for c in part if c in _WEIGHT), key=_WEIGHT.index)
-                if symbols[-1] in PUNCTUATION:
-                    mark = min(symbols.pop(), mark, key=_WEIGHT.index)
-                symbols.append(mark)
-        if not symbols:
-            raise ValleError(f"the text {_short(text)} has nothing that espeak can read in {self.lang!r}; check the language")
-        return symbols
+        return _MARKS.split(said)
 
 
 def languages() -> list[str]:
@@ -107,16 +103,14 @@ def _voice(lang: str) -> str:
         code = _ALIASES.get(code, code)
         if code in voices:
             return voices[code]
-    raise ValleError(
-        f"the language {lang!r} is unknown; espeak has {len(voices)}, such as en-us, en-gb, de, es, fr-fr, it, pt-br, ru, "
-        f"cmn, hi"
-    )
+    examples = "en-us, en-gb, de, es, fr-fr, it, pt-br, ru, cmn, hi"
+    raise ValleError(f"the language {lang!r} is unknown; espeak has {len(voices)}, such as {examples}")
 
 
 # --------------------------------------------------------------------------------------------------------------- espeak
 _LOCK = threading.Lock()
-# espeak keeps the path of its data in 160 characters and ends the process where the rest is cut off.
-_MAX_DATA_PATH = 120
+# espeak keeps the path of its data in 160 characters; of a longer one it finds nothing, and ends the whole process.
+_MAX_DATA_PATH = 150
 
 
 @functools.cache
@@ -125,22 +119,32 @@ def _espeak() -> Any:
     import espeakng_loader
     from phonemizer.backend.espeak.wrapper import EspeakWrapper
 
-    data_path = _data_path(espeakng_loader.get_data_path())
+    espeak_data = _data_path(espeakng_loader.get_data_path())
 
     class Espeak(EspeakWrapper):  # type: ignore[misc]
-        # Settings of the class, so that those of another user of phonemizer and its environment variables do not count.
+        # The class's own, so that neither environment variables nor other users of phonemizer have a say.
         _ESPEAK_LIBRARY = espeakng_loader.get_library_path()
-        data_path = property(lambda self: data_path)  # NOTE: phonemizer's own would resolve a link
+        data_path = espeak_data  # NOTE: the property that this replaces would resolve a link
 
-    return Espeak()
+    try:
+        return Espeak()
+    except (OSError, RuntimeError) as error:
+        raise ValleError(
+            f"espeak cannot be loaded ({error}); reinstall espeakng-loader, or set TMPDIR to a folder that may hold programs"
+        ) from error
 
 
 def _data_path(path: str) -> Path:
     if len(path.encode()) <= _MAX_DATA_PATH:
         return Path(path)
-    link = Path(tempfile.mkdtemp(prefix="valle-")) / "espeak-ng-data"
-    link.symlink_to(path, target_is_directory=True)
-    return link
+    folder = tempfile.mkdtemp(prefix="valle-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    short = Path(folder) / "espeak-ng-data"
+    try:
+        short.symlink_to(path, target_is_directory=True)
+    except OSError:  # Windows, without the right to make links
+        shutil.copytree(path, short)
+    return short
 
 
 @functools.cache
@@ -153,11 +157,13 @@ def _voices() -> dict[str, str]:
 _WEIGHT = "?!.…;:—,"  # of marks that meet, the first of these stays
 assert set(_WEIGHT) == set(PUNCTUATION)
 _MARKS_OF_SCRIPTS = str.maketrans(
-    dict.fromkeys("。｡।॥۔։።။។", ".") | dict.fromkeys("、،፣", ",") | {"؟": "?", "؛": ";", "፤": ";", "፥": ":", "¿": " ", "¡": " "}
-    | dict.fromkeys('"', " ")
-)  # fmt: skip
-# Marks, but not those inside 3,5 or U.S.A or 12:30.
-_MARKS = re.compile(r"((?:[—…]|[.,!?;:](?![^\W_])|(?<![^\W_])[.,!?;:]|\s+(?=[.,!?;:—…]))+)")
+    dict.fromkeys("。｡।॥۔։።။។", ". ")
+    | dict.fromkeys("、،፣", ", ")
+    | dict.fromkeys('"¿¡', " ")
+    | {"؟": "?", "؛": ";", "፤": ";", "፥": ":"}
+)
+# Marks, but not those inside 3,5 or 12:30 or u.s.a.
+_MARKS = re.compile(r"((?:[!?;—…]|[,:](?!\d)|(?<!\d)[,:]|\.(?![^\W_])|(?<![^\W_])\.|\s+(?=[.,!?;:—…]))+)")
 
 _SWITCH = re.compile(r"\([^)]*\)")  # "(en)", where espeak changes the language for a word
 # Where espeak has no IPA for a sound it writes its own letters, one character of which modifies the one before.
@@ -171,6 +177,21 @@ _LEFTOVERS = str.maketrans(
 )  # fmt: skip
 
 
+def _symbols(espeak: Any, parts: list[str]) -> list[str]:
+    symbols: list[str] = []
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            # NOTE: never with the marks, which espeak drops; a "." in its output is part of a sound.
+            phonemes = _canonical(espeak.text_to_phonemes(part)) if part.strip() else ""
+            symbols += WORD_BOUNDARY * bool(symbols and phonemes) + phonemes
+        elif symbols:
+            marks = [c for c in part if c in PUNCTUATION]
+            if symbols[-1] in PUNCTUATION:
+                marks.append(symbols.pop())
+            symbols.append(min(marks, key=_WEIGHT.index))
+    return symbols
+
+
 def _canonical(phonemes: str) -> str:
     """espeak's output as symbols of the inventory: no language flags or separators, one spelling for each sound."""
     phonemes = _SWITCH.sub("", phonemes)
@@ -182,7 +203,3 @@ def _canonical(phonemes: str) -> str:
         logger.warning("espeak gave %s, which is no phoneme; left out", ", ".join(f"U+{ord(c):04X}" for c in unknown))
         phonemes = "".join(c for c in phonemes if c not in unknown)
     return " ".join(phonemes.split())
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:39] + "…")

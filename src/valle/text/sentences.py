@@ -25,8 +25,8 @@ _MAYBE_END = frozenset(words.ABBREVIATIONS) | frozenset(words.MONTH_OF) | {"St",
 def split_sentences(text: str, max_chars: int = 200) -> list[str]:
     """Sentences of at most ``max_chars`` characters, in order; no character but white space is lost.
 
-    A full stop ends no sentence after an abbreviation or an initial, nor inside a number. A sentence that is too long is
-    halved, and halved again, at the clause mark nearest its middle, or else at a space, or else between characters.
+    A full stop ends no sentence after an abbreviation or an initial, nor inside a number. A sentence that is too long
+    is halved, and halved again, at the clause mark nearest its middle, or else at a space, or else between characters.
 
     Raises:
         ValleError: ``max_chars`` is below 1.

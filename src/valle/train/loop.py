@@ -51,6 +51,9 @@ from valle.train.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
+SHOWN = ("train/loss", "train/top10", "train/lr", "train/tokens_per_s")
+"""What stands beside the progress bar."""
+
 
 def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str | Path | None = None) -> Path:
     """Run ``valle train ar|nar``.
@@ -97,6 +100,7 @@ class Trainer:
             self.split, self.task_config.batches, seed=config.seed, rank=self.ranks.rank, world_size=self.ranks.size
         )
         self.dev_batches = self._choose_dev()
+        self.pair = pair_to_speak(self.dev)
 
         torch.manual_seed(config.seed)
         self.task: Task[Any] = make_task(kind, self.task_config.model, self.pack.info)
@@ -201,7 +205,7 @@ class Trainer:
                     tracker.advance(self.step, n_frames)
                     if self.step % run.log_every == 0:
                         rate = {"train/tokens_per_s": tracker.rate(), "train/epoch": self.sampler.epoch}
-                        tracker.log(self.step, means.take("train") | numbers | rate)
+                        tracker.log(self.step, means.take("train") | numbers | rate, show=SHOWN)
                 if self.step % run.eval_every == 0:
                     self.validate(tracker)
                     validated_step = self.step
@@ -273,11 +277,12 @@ class Trainer:
         with self.average.in_place() if self.average is not None else nullcontext():
             values = validate(self.task, self.dev, self.dev_batches, self.device, self._autocast())
             tracker.log(self.step, values, show=False)
-            tracker.note(f"{self.kind} step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            summary = ", ".join(f"{name} {values[f'dev/{name}']:.4f}" for name in ("loss", "top1", "top10"))
+            tracker.note(f"{self.kind} step {self.step} on dev: {summary}")
             if math.isfinite(values["dev/loss"]) and (self.best is None or values["dev/loss"] < self.best):
                 self.best = values["dev/loss"]
                 self._keep_best(values)
-            if self.codec is not None:
+            if self.codec is not None and self.pair is not None:
                 try:
                     self._speak(tracker)
                 except Exception as error:  # a sample is a comfort: no failure of it may end the run
@@ -314,14 +319,12 @@ class Trainer:
     def _speak(self, tracker: Tracker) -> None:
         """The AR with the NAR of the same configuration if it is trained, else its codebook alone; the NAR alone."""
         assert self.codec is not None
-        pair = pair_to_speak(self.dev)
-        if pair is None:
-            return
+        assert self.pair is not None
         self.model.eval()
         nar_folder = self.out.parent / "nar" / "best"
         has_nar = self.kind == "ar" and (nar_folder / "config.json").is_file()
         other = load_weights("nar", nar_folder).to(self.device) if has_nar else None
-        codes = self.task.speak(self.dev, pair, self.device, other)  # [K, T]
+        codes = self.task.speak(self.dev, self.pair, self.device, other)  # [K, T]
         if not codes.shape[1]:
             tracker.note(f"step {self.step}: the sample ended before it began")
             return
@@ -347,7 +350,9 @@ class Trainer:
             f"{self.ranks.size} x {self.run_config.accumulate} batches of up to {self.sampler.config.max_frames} frames"
         )
         if self.sampler.left_out:
-            tracker.note(f"{self.sampler.left_out} utterances are too short or too long and stay out")
+            tracker.note(f"utterances left out as too short or too long: {self.sampler.left_out}")
+        if self.codec is not None and self.pair is None:
+            tracker.note("no samples: dev has no two utterances of one speaker of a fit length")
 
     def _seed(self, number: int) -> int:
         """Of batch ``number`` of this step, counted over ranks and micro-batches."""

@@ -12,7 +12,7 @@ import math
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,8 +91,8 @@ class Tracker:
         """Forget the time and the units since the last rate, so that a pause does not count as slowness."""
         self._count, self._since = 0.0, time.monotonic()
 
-    def log(self, step: int, values: Mapping[str, float], *, show: bool = True) -> None:
-        """Write an event: a JSON line, TensorBoard scalars, and (``show``) the bar's right-hand side.
+    def log(self, step: int, values: Mapping[str, float], *, show: bool | Collection[str] = True) -> None:
+        """Write an event: a JSON line, TensorBoard scalars, and those to ``show`` (all, none, or these) beside the bar.
 
         A number that is not finite is written as null, which JSON can hold.
         """
@@ -105,7 +105,8 @@ class Tracker:
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)
         if show:
-            self._shown.update({name.rsplit("/", 1)[-1]: f"{value:.4g}" for name, value in numbers.items()})
+            shown = {name: value for name, value in numbers.items() if show is True or name in show}
+            self._shown.update({name.rsplit("/", 1)[-1]: f"{value:.4g}" for name, value in shown.items()})
             self._bar.set_postfix(self._shown, refresh=False)
 
     def audio(self, step: int, name: str, wav: Tensor, sample_rate: int, info: Mapping[str, Any] | None = None) -> Path:
