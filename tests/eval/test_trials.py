@@ -23,7 +23,7 @@ def utterance(speaker: str | None, i: int, seconds: float, text: str | None = ""
 # Three speakers with six targets of 4 to 10 s and six prompts of about 3 s each, and what must never be drawn.
 CORPUS = [
     *(utterance(s, i, 4.0 + i) for s in "abc" for i in range(6)),
-    *(utterance(s, 10 + i, 2.6 + 0.3 * i) for s in "abc" for i in range(6)),
+    *(utterance(s, 10 + i, 2.6 + 0.2 * i) for s in "abc" for i in range(6)),
     utterance("alone", 0, 5.0),
     utterance(None, 0, 5.0),
     utterance("a", 99, 5.0, text=None),

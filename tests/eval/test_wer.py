@@ -98,5 +98,5 @@ def test_whisper_is_asked_for_the_same_answer_every_time(fake_whisper: dict[str,
 def test_whisper_by_name_and_not_at_all(fake_whisper: dict[str, Any], tmp_path: Path) -> None:
     WhisperRecogniser("base")
     assert fake_whisper["model"] == "base"
-    with pytest.raises(ValleError, match="holds no Whisper model.*give --whisper a folder"):
+    with pytest.raises(ValleError, match=r"holds no Whisper model.*give --whisper a folder"):
         WhisperRecogniser(str(tmp_path))

@@ -39,7 +39,7 @@ class WaveCache:
 def build_cache(
     manifest: str | Path, splits: tuple[str, ...], folder: str | Path, sample_rate: int = 24000
 ) -> WaveCache:
-    """Decode and resample, once, the recordings of ``splits`` in ``manifest`` (JSON lines: ``id``, ``path``, ``split``).
+    """Decode and resample, once, the recordings of ``splits`` in ``manifest`` (JSON lines: id, path, split).
 
     A second call with the same arguments reads what the first one wrote.
 

@@ -51,7 +51,7 @@ class Judges:
 
     def voice(self, wav: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32] | None:
         """The speaker embedding [D] of wav [N]; None where there is too little to judge."""
-        if self.speaker is None:
+        if self.speaker is None or not wav.any():
             return None
         try:
             return self.speaker.embed(wav, sample_rate)

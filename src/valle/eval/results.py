@@ -88,7 +88,12 @@ def rows_by_corpus(
 
 def printable_command(argv: Sequence[str]) -> str:
     """The command as a reader may repeat it: ``valle eval ...``, absolute paths without their folders."""
-    return shlex.join(["valle", "eval", *(Path(a).name if Path(a).is_absolute() else a for a in argv)])
+
+    def shorten(arg: str) -> str:
+        option, equals, value = arg.rpartition("=")
+        return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+    return shlex.join(["valle", "eval", *map(shorten, argv)])
 
 
 def made_by(argv: Sequence[str]) -> dict[str, str]:

@@ -91,7 +91,7 @@ class OnnxSpeaker:
 
 
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """a, b [D] -> from -1 to 1."""
+    """a, b [D], not zero -> from -1 to 1."""
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

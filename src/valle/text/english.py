@@ -79,17 +79,19 @@ def _url(m: re.Match[str], _british: bool) -> str:
 # -------------------------------------------------------------------------------------------------------------- symbols
 _WORDS.replace(r"(?<!\w)w/o(?!\w)", "without")
 _WORDS.replace(r"(?<!\w)w/(?=\s|[a-z])\s?", "with ")
+_WORDS.replace(r"(?<!\w)b/c(?!\w)", "because")
 _WORDS.replace(r"\band/or\b", "and or")
+_WORDS.replace(r"\b([Hh]e|[Hh]is|[Hh]im|[Ss]he|[Hh]ers?)/(?=(?:he|his|him|she|hers?)\b)", r"\1 or ")
 for _symbol, _word in {
     "&": "and", "@": "at", "+": "plus", "=": "equals", "%": "percent", "×": "times", "÷": "divided by", "°": "degrees",
-    "§": "section", "$": "dollar", "£": "pound", "€": "euro", "¥": "yen", "/": "slash", "\\\\": "backslash",
+    "§": "section", "$": "dollar", "£": "pound", "€": "euro", "¥": "yen", "/": "slash", "\\": "backslash",
+    "≠": "is not equal to", "≈": "is about", "≤": "is at most", "≥": "is at least",
 }.items():  # fmt: skip
-    _WORDS.replace(rf"\s*{re.escape(_symbol[0])}\s*", f" {_word} ")
-_WORDS.replace(r"\s<\s", " less than ")
-_WORDS.replace(r"\s>\s", " greater than ")
+    _WORDS.replace(rf"\s*{re.escape(_symbol)}\s*", f" {_word} ")
 _WORDS.replace(r"#(?=\w)", " hashtag ")
 _WORDS.replace(r"\s*[()\[\]{}]\s*", ", ")
-_WORDS.replace(r"[*_|\\^~<>#]", " ")  # what has no name in running text
+_WORDS.replace(r"\s[>|→]\s", ", ")  # of menus
+_WORDS.replace(r"[*_|\\^~<>#¶†‡·•→]", " ")  # what has no name in running text
 
 
 # -------------------------------------------------------------------------------------------------------- abbreviations
@@ -111,7 +113,7 @@ def _doctor_or_drive(m: re.Match[str], _british: bool) -> str:
     if not dot and not precedes_name and not road:
         return m[0]
     word = {"Dr": ("Doctor", "Drive"), "St": ("Saint", "Street")}[short][road]
-    return f"{before} {word}{'.' if road and dot and starts else ''}".lstrip()
+    return f"{before} {word}{stop(m) if road else ''}".lstrip()
 
 
 @_WORDS.add(r"\b(" + "|".join(words.TITLES) + r")\b(\.)?(?=(\s+[\"']?[A-Z])?)")

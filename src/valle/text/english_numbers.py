@@ -99,12 +99,12 @@ def _month_day(m: re.Match[str], british: bool) -> str:
 
 
 @NUMBERS.add(
-    rf"(?:\b(the)\s+)?(?<![\w.,:/$-])(\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?({_MONTH})\b\.?(?:,?\s+(\d{{4}})\b)?",
+    rf"(?:\b([Tt]he)\s+)?(?<![\w.,:/$-])(\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?({_MONTH})\b\.?(?:,?\s+(\d{{4}})\b)?",
 )
 def _day_month(m: re.Match[str], british: bool) -> str:
     if int(m[2]) not in range(1, 32):
         return m[0]
-    said = f"the {ordinal(int(m[2]))} of {words.MONTH_OF[m[3]]}"
+    said = f"{m[1] or 'the'} {ordinal(int(m[2]))} of {words.MONTH_OF[m[3]]}"
     return said + (f", {year(int(m[4]), british)}" if m[4] else stop(m))
 
 
@@ -167,24 +167,36 @@ def _version(m: re.Match[str], british: bool) -> str:
 NUMBERS.replace(r"\b[vV](?=\d+\.\d)", "version ")
 NUMBERS.replace(r"\b24/7\b", "twenty-four seven")
 NUMBERS.replace(r"\b9/11\b", "nine eleven")
-NUMBERS.replace(r"\b(\d+)'\s?(\d{1,2})(?:\"|''|')(?!\w)", r"\1 feet \2 inches")
+NUMBERS.replace(r"\b20/20\b", "twenty twenty")
+NUMBERS.replace(r"\b([3-8])'\s?(\d{1,2})(?:\"|''|')?(?!\w)", r"\1 feet \2 inches")
+NUMBERS.replace(r"(?<!\w)'(?=\d\d\b(?!'))", "")  # '19
 NUMBERS.replace(r"(?<=\d) 000\b", ",000")
 NUMBERS.replace(r"~\s?(?=[$£€\d])", "about ")
 NUMBERS.replace(r"\s*±\s*", " plus or minus ")
 NUMBERS.replace(r"(?<=\d)\s-\s(?=\d)", " minus ")
-NUMBERS.replace(rf"(?<![\w.,/-])([$£€]?{N}%?)\s?-\s?([$£€]?{N})(?![\w,/-]*\d)(?!-)", r"\1 to \2")
+NUMBERS.replace(r"(?<=[\dkKmMbBn%])\s?-\s?(?=[$£€]\d)", " to ")
+NUMBERS.replace(r"(?<=\d)\s/\s(?=\d)", " divided by ")
+
+
+@NUMBERS.add(rf"(?<![\w.,/-])([$£€]?({N})%?)\s?-\s?({N})(?![\w,/-]*\d)(?!-)")
+def _range(m: re.Match[str], _british: bool) -> str:
+    """A range or a score; "50-50" and "747-400" are neither."""
+    low, high = (float(n.replace(",", "")) for n in (m[2], m[3]))
+    return f"{m[1]} {'to' if low < high or high < low < 100 else ''} {m[3]}"
+
+
 NUMBERS.replace(r"(?<![\w.,)\]%-])-(?=[$£€¥]?\.?\d)", "minus ")
 
 
 # ---------------------------------------------------------------------------------------------------------------- money
 _SIGN = "|".join(sorted(map(re.escape, words.CURRENCIES), key=len, reverse=True))
-_SHORT, _LONG = "k|K|mn?|M|bn?|B|tn?|T", r"[\s-](?:hundred|thousand|million|billion|trillion)"
+_SHORT, _LONG = r"k|K|m|M|b|B|t|T|\s?(?:mn|bn|tn)", r"[\s-](?:hundred|thousand|million|billion|trillion)"
 
 
 def _money(sign: str, amount: str, short: str | None, long: str | None, british: bool) -> str:
     one, many, hundredth, hundredths = words.CURRENCIES[sign]
     if short or long:
-        magnitude = long[1:] if long else words.MAGNITUDES[short or ""]
+        magnitude = long[1:] if long else words.MAGNITUDES[(short or "").strip()]
         return f"{number(amount, british)} {magnitude} {one if long and long[0] == '-' else many}"
     whole, _, fraction = amount.partition(".")
     if not fraction or len(fraction) != 2 or not hundredth:
@@ -218,7 +230,7 @@ NUMBERS.replace(r"(?<=\w)\s?/\s?(second|minute|hour|day|night|week|month|year|pe
 _UNIT = "|".join(sorted(map(re.escape, words.UNITS), key=len, reverse=True))
 
 
-@NUMBERS.add(rf"(?<![A-Za-z.,])({N})([\s-]?)({_UNIT})(?![\w/])")
+@NUMBERS.add(rf"(?<![A-Za-z.,])({N})([\s-]?)({_UNIT})(?![\w/])(?:\.(?=\s[a-z]))?")
 def _quantity(m: re.Match[str], british: bool) -> str:
     one, many = words.UNITS[m[3]]
     return f"{number(m[1], british)} {one if _is_one(m[1]) or m[2] == '-' else many}"
@@ -232,8 +244,8 @@ def _percent(m: re.Match[str], british: bool) -> str:
 @NUMBERS.add(r"(?<![\w.,/])(?:(\d+)\s+)?(\d{1,3})/(\d{1,3})(?:(st|nd|rd|th)s?)?(?![\w/]|[.,]\d)")
 def _fraction(m: re.Match[str], british: bool) -> str:
     top, bottom = int(m[2]), int(m[3])
-    if not 2 <= bottom <= 100 or not 0 < top < bottom:
-        joined = "out of" if top == bottom else "over"
+    if not 2 <= bottom < 100 or bottom == 10 or not 0 < top < bottom:
+        joined = "out of" if top <= bottom else "over"
         return f"{m[1] or ''} {number(m[2], british)} {joined} {number(m[3], british)}".strip()
     name = words.FRACTIONS.get(bottom) or ordinal(bottom, british)
     if top == 1 and m[1]:
@@ -273,9 +285,10 @@ def _roman(text: str) -> int:
 _ROMAN = r"(X{0,3}(?:IX|IV|V?I{1,3}|V|(?<=X)))(?![\w'.]*\w)(?:\.(?=[,;:]|\s[a-z]))?"  # "James II. was"
 
 
-@NUMBERS.add(rf"\b({words.ROMAN_CARDINAL})\s{_ROMAN}")
+@NUMBERS.add(rf"\b((?i:{words.ROMAN_CARDINAL}))\s{_ROMAN}")
 def _roman_cardinal(m: re.Match[str], _british: bool) -> str:
-    return f"{m[1]} {cardinal(_roman(m[2]))}" if m[2] else m[0]
+    is_pronoun = m[2] == "I" and m[1].islower()  # "the part I like"
+    return f"{m[1]} {cardinal(_roman(m[2]))}" if m[2] and not is_pronoun else m[0]
 
 
 @NUMBERS.add(rf"\b({words.ROMAN_ORDINAL})\s(?!I\s(?!(?:of|was|and|died|reigned|ruled|became|is|had|who)\b)){_ROMAN}")
@@ -300,7 +313,7 @@ def _year(m: re.Match[str], british: bool) -> str:
     return f"{lead}{cardinal(n, british)}{noun}"
 
 
-@NUMBERS.add(rf"(?<![A-Za-z.,])({N})(k|M|bn|B|mn|tn)(?!\w)")
+@NUMBERS.add(rf"(?<![A-Za-z.,])({N})(k|M|bn|mn|tn|(?<=\.\d)B)(?!\w)")
 def _magnitude(m: re.Match[str], british: bool) -> str:
     return f"{number(m[1], british)} {words.MAGNITUDES[m[2]]}"
 
@@ -308,8 +321,11 @@ def _magnitude(m: re.Match[str], british: bool) -> str:
 NUMBERS.replace(r"\^2\b", " squared")
 NUMBERS.replace(r"\^3\b", " cubed")
 NUMBERS.replace(r"\s*\^\s*(?=\w)", " to the power of ")
-NUMBERS.replace(r"(?<=\d)\s?[x×]\s?(?=\d)", " by ")
-NUMBERS.replace(r"(?<=\d)\s?\*\s?(?=\d)", " times ")
+NUMBERS.replace(r"(?<=\d)[x×](?=\d)", " by ")
+NUMBERS.replace(r"(?<=\d)\s?[x×*]\s?(?=\d)", " times ")
+NUMBERS.replace(r"(?<=\w)\s<\s(?=[\d.-])|(?<=\d)<(?=\d)", " less than ")
+NUMBERS.replace(r"(?<=\w)\s>\s(?=[\d.-])|(?<=\d)>(?=\d)", " greater than ")
+NUMBERS.replace(r"(?<=\d)\ss\b", " seconds")
 NUMBERS.replace(r"(?<![A-Za-z])A-?(?=\d)", "A-")  # espeak reads a lone "A" as the article
 NUMBERS.replace(r"(?<=[A-Za-z])(?<!A)-?(?=\d)|(?<=[A-Za-z]A)-?(?=\d)", " ")
 NUMBERS.replace(r"(?<=\d)-?(?=[A-Za-z])", " ")

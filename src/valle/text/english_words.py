@@ -34,6 +34,7 @@ ABBREVIATIONS = {
     "apt": "apartment", "Apt": "Apartment", "est": "established", "Est": "Established", "incl": "including",
     "excl": "excluding", "temp": "temperature", "vol": "volume", "Vol": "Volume", "ed": "edition", "max": "maximum",
     "Tel": "telephone", "tel": "telephone", "ext": "extension", "Ext": "Extension", "Co": "Company",
+    "tsp": "teaspoon", "tbsp": "tablespoon",
 }  # fmt: skip
 # Words in their own right without the full stop ("an apt ed. note", "Max", "the Ave Maria", "Est").
 NEED_STOP = frozenset(
@@ -142,7 +143,7 @@ ROMAN_CARDINAL = (
 ROMAN_ORDINAL = (
     "Henry|Louis|Elizabeth|George|Edward|Richard|Charles|James|William|Philip|John|Paul|Benedict|Pius|Leo|Napoleon|"
     "Frederick|Catherine|Nicholas|Alexander|Ivan|Peter|Mary|Gregory|Innocent|Clement|Ferdinand|Francis|Otto|Ramses|"
-    "Ramesses|Ptolemy|Darius|Wilhelm|Robert|David|Malcolm|Stephen|Christian|Gustav|Carl|Haakon|Olav|Harald|Victor|"
+    "Ramesses|Ptolemy|Darius|Wilhelm|Robert|David|Stephen|Christian|Gustav|Carl|Haakon|Olav|Harald|Victor|"
     "Emmanuel|Alfonso|Felipe|Juan|Sixtus|Urban|Boniface|Celestine|Constantine|Theodosius|Mehmed|Murad|Selim|Pedro|"
     "Albert|Leopold|Baldwin|Maximilian|Joseph|Francis Joseph|Rudolf|Sigismund|Casimir|Artaxerxes|Thutmose|Amenhotep"
 )

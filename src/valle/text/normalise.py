@@ -123,12 +123,13 @@ def _tidy(text: str) -> str:
 
 
 def _mark(match: re.Match[str]) -> str:
-    """A run of marks as one: brackets are commas, "?!" stays, and a mark inside a word ("U.S.A", "3,5") is left."""
+    """A run of marks as one: brackets are commas, "?!" stays, and a mark inside a word ("u.s.a", "3,5") is left."""
     run, text = match[0], match.string
     if match.start() == 0:
         return ""
-    within = match.end() < len(text) and text[match.start() - 1].isalnum() and text[match.end()].isalnum()
-    if within and len(run) == 1 and run in ",.;:!?-":
+    before, after = text[match.start() - 1], text[match.end() : match.end() + 1]
+    within = before.isalnum() and after.isalnum()
+    if within and (run in ".-" or (run in ",:" and before.isdigit() and after.isdigit())):
         return run
     for kinds in ("!?", "…", ".", "—", ":", ";", ","):
         if found := [c for c in run if c in kinds]:

@@ -130,7 +130,7 @@ def _espeak() -> Any:
         return Espeak()
     except (OSError, RuntimeError) as error:
         raise ValleError(
-            f"espeak cannot be loaded ({error}); reinstall espeakng-loader, or set TMPDIR to a folder that may hold programs"
+            f"espeak cannot be loaded ({error}); reinstall espeakng-loader, or set TMPDIR to another folder"
         ) from error
 
 
@@ -172,7 +172,7 @@ _PALATAL = dict(zip("nl", "ɲʎ", strict=True))
 _LEFTOVERS = str.maketrans(
     {
         "_": "", "-": "", "+": "", "#": "\u0325", "`": "ʼ", "[": "\u032a", '"': "\u0308", "^": "ʲ", ".": "˞", ":": "ː",
-        "?": "ʔ", "g": "ɡ", "ε": "ɛ", "Φ": "ɸ", "ʦ": "ts", "S": "ʃ", "Z": "ʒ", "N": "ŋ", "X": "χ", "A": "ɑ", "ɿ": "ɨ",
+        "?": "ʔ", "g": "ɡ", "ε": "ɛ", "Φ": "ɸ", "ʦ": "ts", "S": "ʃ", "Z": "ʒ", "N": "ŋ", "X": "χ", "A": "ɑ",
     }
 )  # fmt: skip
 

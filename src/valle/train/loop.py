@@ -130,7 +130,7 @@ class Trainer:
             self._restore(checkpoint.tensors, checkpoint.state)
         elif latest_checkpoint(self.out / "checkpoints") is not None:
             raise ValleError(
-                f"{self.out} already holds a run; continue it with --resume, or give another folder with --out"
+                f"{self.out} already holds a run; continue it with --resume, or give another folder as out"
             )
         if self.ranks.is_main:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -404,7 +404,7 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> Non
         if before.get(name) != value:
             raise ValleError(
                 f"{out} was started with {name} = {before.get(name)}, but the configuration now has {value}; "
-                "resume with the old value, or start a new run with --out"
+                "resume with the old value, or start a new run in another folder"
             )
 
 
