@@ -12,7 +12,7 @@ help:
 	@echo 'make say TEXT="..." [REF=voice.wav REF_TEXT="..."] [OUT=out.wav]   speak'
 	@echo 'make test       the tests (a few minutes); make test-all adds the slow ones'
 	@echo 'make check      what the tests do not see: ruff, mypy --strict'
-	@echo 'make eval       measure the embedded model (fetches the judges named in docs/evaluation.md)'
+	@echo 'make eval-codec, make eval-speech SPEAKER=...   how good it is (docs/evaluation.md); make bench   how fast'
 
 # One stamp a set of packages: instant while pyproject.toml is unchanged.
 $(VENV)/.installed: pyproject.toml
@@ -41,3 +41,25 @@ check: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# Measuring (docs/evaluation.md). WHISPER: a folder or a name that faster-whisper fetches; SPEAKER: an ONNX file.
+WHISPER  ?= base
+SPEAKER  ?=
+MANIFEST ?= ../shared/speech/manifest.jsonl
+CODEC    ?= src/valle/assets/model/codec
+JUDGES    = --manifest $(MANIFEST) --whisper $(WHISPER) $(if $(SPEAKER),--speaker $(SPEAKER))
+
+$(VENV)/.installed-eval: $(VENV)/.installed
+	@echo "installing what measuring needs"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[eval]'
+	@touch $@
+
+.PHONY: eval-codec eval-speech bench
+eval-codec: $(VENV)/.installed-eval
+	$(BIN)/valle eval codec --codec $(CODEC) $(JUDGES) $(ARGS)
+
+eval-speech: $(VENV)/.installed-eval
+	$(BIN)/valle eval speech $(if $(MODEL),--model $(MODEL)) $(JUDGES) $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/valle bench $(ARGS)

@@ -370,10 +370,11 @@ def run(name: str, argv: list[str]) -> int:
 
 def _codec(model: str, device: str, n_quantizers: int | None) -> Codec:
     """The codec in a codec's or a model's folder."""
-    from valle.pretrained import INFO_FILE, find_model, pick_device, read_codec
+    from valle.codec.base import load_codec
+    from valle.pretrained import INFO_FILE, find_model, pick_device
 
     is_codec = bool(model) and (Path(model) / "config.json").is_file() and not (Path(model) / INFO_FILE).is_file()
-    codec = read_codec(Path(model) if is_codec else find_model(model or None) / "codec", pick_device(device))
+    codec = load_codec(Path(model) if is_codec else find_model(model or None) / "codec", pick_device(device))
     if n_quantizers is not None and not 1 <= n_quantizers <= codec.n_quantizers:
         raise ValleError(f"n_quantizers is {n_quantizers}; this codec has 1 to {codec.n_quantizers}")
     return codec

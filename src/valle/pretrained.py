@@ -153,28 +153,11 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto") -> Pr
     if not (path / PHONEMES_FILE).is_file():
         raise ValleError(f"the model {path} has no {PHONEMES_FILE}; it is incomplete")
     inventory = PhonemeInventory.load(path / PHONEMES_FILE)
-    codec = read_codec(path / "codec", where)
+    codec = load_codec(path / "codec", where)
     ar, nar = _load(path / "ar", AR, where), _load(path / "nar", NAR, where)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     _check(pretrained)
     return pretrained
-
-
-def read_codec(folder: Path, device: torch.device) -> Codec:
-    """``load_codec``, in one sentence where a file is damaged.
-
-    Raises:
-        ValleError: no codec there, or a damaged one.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        return load_codec(folder, device)
-    except ValleError:
-        raise
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValleError(f"the codec {folder} is damaged or incomplete: {reason}") from error
 
 
 def save_pretrained(

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from eval_helpers import FakeRecogniser, KnownCodec, judges, write_corpus
 
+from valle import cli
 from valle.codec.base import load_codec
 from valle.data.corpus import Utterance, read_manifest
 from valle.errors import ValleError
@@ -134,6 +135,17 @@ def test_missing_judge_is_one_sentence(manifest: Path, tiny_model_dir: Path, mis
     argv += [] if missing == "--whisper" else ["--whisper", "none"]
     with pytest.raises(ValleError, match=sentence):
         report.main(argv)
+
+
+@pytest.mark.parametrize("door", [["eval", "codec"], ["codec", "eval"]])
+def test_both_doors_tell_a_mistake_in_a_sentence(
+    door: list[str], manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*door, "--codec", "nowhere", "--manifest", str(manifest), "--whisper", "none", "--speaker", "none"]
+    assert cli.main(argv) == 2
+    assert "nowhere is not a codec" in capsys.readouterr().err
+    assert cli.main([*argv, "--max-utterances", "0"]) == 2
+    assert "must be a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_judges_are_judged(utterances: list[Utterance], tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class Stranger(Parrot):
         self.n_spoken += 1
         if self.n_spoken % 2 == 0:
             raise ValleError("I will not say that")
-        return Audio(torch.from_numpy(speechlike(2.5, pitch=700))[None], RATE, info={"stop": "max_frames"})
+        wav = speechlike(2.5, pitch=700, rate=16000)  # at a rate of its own
+        return Audio(torch.from_numpy(wav)[None], 16000, info={"stop": "max_frames"})
 
 
 def test_rows_of_a_known_system(manifest: Path, trials: list[Trial], tmp_path: Path) -> None:
@@ -141,6 +142,14 @@ def test_command_with_a_random_model(manifest: Path, tiny_model_dir: Path, tmp_p
     assert (out / "utterances.jsonl").read_text() == lines
     with pytest.raises(ValleError, match="measurements with another options"):
         report.main([*argv, "--trials", str(out / "trials.jsonl"), "--temperature", "0.9"])
+
+
+def test_another_seed_is_another_measurement(manifest: Path, trials: list[Trial], tmp_path: Path) -> None:
+    system, other = Parrot(), [replace(t, seed=t.seed + 1) for t in trials]
+    for some in (trials, other, trials):
+        journal = Journal(tmp_path / "j.jsonl", {})
+        measure_speech(system, KnownCodec(), some, manifest.parent, judges(), journal)
+    assert system.n_spoken == 8
 
 
 def test_list_of_elsewhere(manifest: Path, trials: list[Trial], tmp_path: Path) -> None:

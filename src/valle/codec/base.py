@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from valle.errors import ValleError
+from valle.files import write_atomic
 
 
 class CodecOutput(NamedTuple):
@@ -91,7 +92,7 @@ class Codec(nn.Module, ABC):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write ``model.safetensors`` (without the quantiser's training state) and ``config.json``."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,41 +101,52 @@ class Codec(nn.Module, ABC):
             for k, v in self.state_dict().items()
             if "ema_" not in k
         }
-        save_file(tensors, folder / "model.safetensors")
         config = {"type": self.codec_type, **self.config_dict()}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_atomic(folder / "model.safetensors", save(tensors))
+        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> Codec:
     """Read a codec saved by ``Codec.save`` or the published EnCodec in its Hugging Face layout.
 
     Raises:
-        ValleError: the folder has no ``config.json`` or names an unknown codec.
+        ValleError: the folder holds no codec, a damaged one, or one of an unknown type.
     """
+    from safetensors import SafetensorError
+
     folder = Path(folder)
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / "config.json").is_file():
         raise ValleError(
-            f"{folder} is not a codec: it has no config.json; give a folder written by `valle codec train`"
+            f"{folder} is not a codec: no config.json is in it; give a folder that `valle codec train` wrote"
         )
-    config = json.loads(path.read_text())
+    try:
+        return _read_codec(folder).to(device).eval()
+    except ValleError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValleError(f"the codec {folder} is damaged or incomplete: {reason}") from error
+
+
+def _read_codec(folder: Path) -> Codec:
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") == "encodec":
         from valle.codec.encodec import EnCodec
 
-        return EnCodec.from_huggingface(folder).to(device).eval()
+        return EnCodec.from_huggingface(folder)
     kind = config.pop("type", None)
     if kind == "spectral":
         from valle.codec.spectral import SpectralCodec as Class
     elif kind == "encodec":
         from valle.codec.encodec import EnCodec as Class  # type: ignore[assignment]
     else:
-        raise ValleError(f'{path} names the codec type {kind!r}; known are "spectral" and "encodec"')
-    from safetensors.torch import load_file
-
+        raise ValleError(f'{folder} names the codec type {kind!r}; known are "spectral" and "encodec"')
     codec = Class.from_config(config)
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
     missing, unexpected = codec.load_state_dict(state, strict=False)
     missing = [k for k in missing if "ema_" not in k]
     if missing or unexpected:
         raise ValleError(f"{folder} does not fit its config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    return codec.to(device).eval()
+    return codec

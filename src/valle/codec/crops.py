@@ -15,7 +15,7 @@ from valle.errors import ValleError
 
 @dataclass(frozen=True)
 class WaveCache:
-    """All recordings of some splits end to end, memory-mapped; utterance i is ``samples[starts[i] : starts[i + 1]]``."""
+    """The recordings of some splits end to end, memory-mapped; utterance i is ``samples[starts[i]:starts[i + 1]]``."""
 
     samples: np.ndarray  # int16 [N]
     starts: np.ndarray  # int64 [n + 1]

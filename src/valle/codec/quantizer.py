@@ -191,7 +191,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, z: Tensor, n_iters: int = 10, generator: torch.Generator | None = None) -> None:
-        """k-means, codebook after codebook, over z [B, D, T]; ``codebook_size`` frames at least, ten times more is better."""
+        """k-means, codebook after codebook, over z [B, D, T]; ten times ``codebook_size`` frames are good."""
         residual = z.to(self._codebook(0).embed.dtype).transpose(1, 2).reshape(-1, self.dim)
         for k in range(self.n_quantizers):
             codebook = self._codebook(k)

@@ -87,6 +87,8 @@ class LossConfig:
     """Feature matching."""
     commitment: float = 0.25
     """Pull of the encoder towards the codebooks; never balanced."""
+    probe: float = 0.0
+    """Log-mel read off the quantised vectors by a small network (see ``MelProbe``); never balanced."""
     balancer: bool = True
     """Balance the gradients once the discriminators take part."""
 
@@ -166,6 +168,22 @@ def train_codec(config_path: Path, resume: bool = False, out: Path | None = None
     return trainer.run()
 
 
+class MelProbe(nn.Module):
+    """Reads the encoder's log-mel input back from the quantised vectors; used in training only.
+
+    Departure from EnCodec. The decoder has to invent the phase before its spectra come near the target, so that in the
+    first hours its gradient says little about what a code should hold. The probe says it at once.
+    """
+
+    def __init__(self, dim: int, n_mels: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv1d(dim, hidden, 5, padding=2), nn.GELU(), nn.Conv1d(hidden, n_mels, 1))
+
+    def forward(self, z: Tensor, log_mel: Tensor) -> Tensor:
+        """z [B, D, T], log_mel [B, T, n_mels] -> mean absolute difference, scalar."""
+        return nn.functional.l1_loss(self.net(z).transpose(1, 2), log_mel)
+
+
 class CodecTrainer:
     """The state of one run and its loop."""
 
@@ -188,6 +206,7 @@ class CodecTrainer:
                 "feature": config.loss.feature,
             }
         )
+        self.probe = self._build_probe()
         self.trained = self._trained_parameters()
         self.optimizer = torch.optim.AdamW(self.trained, config.lr, config.betas, weight_decay=1e-3)
         self.disc_optimizer = torch.optim.AdamW(
@@ -209,7 +228,15 @@ class CodecTrainer:
             frozen = [p for m in self.codec.encoding_modules() for p in m.parameters()]
             for p in frozen:
                 p.requires_grad_(False)
-        return [p for p in self.codec.parameters() if p.requires_grad]
+        probe = [] if self.probe is None else list(self.probe.parameters())
+        return [p for p in self.codec.parameters() if p.requires_grad] + probe
+
+    def _build_probe(self) -> MelProbe | None:
+        if self.config.loss.probe == 0 or self.config.train == "decoder":
+            return None
+        if not isinstance(self.codec, SpectralCodec):
+            raise ValleError("loss.probe reads a log-mel spectrogram, which only the spectral codec has; set it to 0")
+        return MelProbe(self.codec.config.codebook_dim, self.codec.config.n_mels).to(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -295,14 +322,24 @@ class CodecTrainer:
                 z = self.codec.quantizer.decode(codes)
             output, commitment = self.codec.decoder(z), wav.new_zeros(())
         elif self.quantizing:
-            output, _, commitment = self.codec(wav, self.draw_quantizers(len(wav)), self.generator)
+            quantized = self.codec.quantizer(
+                self.codec.latents(wav), self.draw_quantizers(len(wav)), generator=self.generator
+            )
+            output, commitment = self.codec.decoder(quantized.z)[..., : wav.shape[2]], quantized.commitment_loss
         else:
             output, commitment = self.codec.decoder(self.codec.latents(wav)), wav.new_zeros(())
         losses = {"mel": self.mel_loss(output, wav)}
         if config.loss.waveform > 0:
             losses["waveform"] = waveform_loss(output, wav)
-        adversarial = self.step >= config.adversarial_start
+        # What does not pass through the wave is kept apart: the balancer shares out the wave's gradient only.
+        inner = commitment * config.loss.commitment
         values: dict[str, float] = {}
+        if self.probe is not None and self.quantizing:
+            assert isinstance(self.codec, SpectralCodec)
+            probe = self.probe(quantized.z, self.codec.mel(wav))
+            inner = inner + probe * config.loss.probe
+            values["probe"] = float(probe.detach())
+        adversarial = self.step >= config.adversarial_start
         if adversarial:
             values["discriminator"] = self.discriminator_step(output.detach(), wav)
             self.discriminator.requires_grad_(False)
@@ -314,12 +351,12 @@ class CodecTrainer:
             losses["feature"] = feature_matching_loss([j.features for j in fake], [j.features for j in real])
         self.optimizer.zero_grad(set_to_none=True)
         if adversarial and config.loss.balancer:
-            if commitment.requires_grad:
-                torch.autograd.backward(commitment * config.loss.commitment, retain_graph=True)
+            if inner.requires_grad:
+                torch.autograd.backward(inner, retain_graph=True)
             self.balancer.backward(losses, output)
         else:
             weights = to_dict(config.loss)
-            total = sum((weights[k] * v for k, v in losses.items()), commitment * config.loss.commitment)
+            total = sum((weights[k] * v for k, v in losses.items()), inner)
             assert isinstance(total, Tensor)
             torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(self.trained, config.max_grad_norm)
@@ -355,6 +392,7 @@ class CodecTrainer:
         """Mel distance on held-out speakers by number of codebooks, and how evenly each codebook is used."""
         self.codec.eval()
         distances: dict[int, list[float]] = {k: [] for k in (1, 2, 4, 8) if k <= self.codec.n_quantizers}
+        probes: dict[int, list[float]] = {}
         used: list[Tensor] = []
         for i in _spread(len(cache), max_utterances):
             wav = cache.wav(i)[None, :, : int(max_s * self.codec.sample_rate)].to(self.device)
@@ -366,7 +404,11 @@ class CodecTrainer:
             used.append(codes[0])
             for k, values in distances.items():
                 values.append(float(self.mel_loss(self.codec.decode(codes[:, :k]), wav)))
+                if self.probe is not None and isinstance(self.codec, SpectralCodec):
+                    z = self.codec.quantizer.decode(codes[:, :k])
+                    probes.setdefault(k, []).append(float(self.probe(z, self.codec.mel(wav))))
         result = {f"dev/mel_{k}": sum(v) / len(v) for k, v in distances.items() if v}
+        result |= {f"dev/probe_{k}": sum(v) / len(v) for k, v in probes.items()}
         if used:
             for k, codes_k in enumerate(torch.cat(used, dim=1)):
                 p = torch.bincount(codes_k, minlength=self.codec.codebook_size) / len(codes_k)
@@ -395,6 +437,7 @@ class CodecTrainer:
         tensors = {
             "codec": self.codec.state_dict(),
             "discriminator": self.discriminator.state_dict(),
+            "probe": {} if self.probe is None else self.probe.state_dict(),
             "optimizer": optimizer,
             "disc_optimizer": disc_optimizer,
             "rng": rng_state(crops=self.generator),
@@ -415,6 +458,8 @@ class CodecTrainer:
         checkpoint = load_checkpoint(self.out / "checkpoints")
         self.codec.load_state_dict(checkpoint.tensors["codec"])
         self.discriminator.load_state_dict(checkpoint.tensors["discriminator"])
+        if self.probe is not None:
+            self.probe.load_state_dict(checkpoint.tensors["probe"])
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         restore_optimizer(self.disc_optimizer, checkpoint.tensors["disc_optimizer"], checkpoint.state["disc_optimizer"])
         restore_rng(checkpoint.tensors["rng"], crops=self.generator)

@@ -82,7 +82,7 @@ def _speech(args: argparse.Namespace) -> Measured:
     }
     options = {name: value for name, value in asked.items() if value is not None}
     about = {"name": tts.model.info.name, "digest": digest(tts.model.path)}
-    journal = _journal(args, judges, model=about["digest"], options=options, seeds=sum(t.seed for t in trials))
+    journal = _journal(args, judges, model=about["digest"], options=options)
     save_trials(out / "trials.jsonl", trials)
     results, text = measure_speech(
         ValleSystem(tts, **options),

@@ -2,7 +2,7 @@
 
 Each trial's text is spoken in the voice of its prompt; the recogniser counts the words, the speaker network compares
 the voice with the prompt (SIM-o) and with the prompt after the codec (SIM-r). The recording of the same text by the
-same speaker is the row above, its round trip through the codec the most that the language models could reach.
+same speaker is the row above, its round trip through the codec the next: what the codec alone costs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from valle.audio import Audio, load
+from valle.audio import Audio, load, resample
 from valle.codec.base import Codec
 from valle.errors import ValleError
 from valle.eval import progress
@@ -100,7 +100,7 @@ def measure_speech(
     meter = _Meter(system, codec, folder, judges, journal)
     for number, trial in enumerate(progress(trials, "trials", "trial")):
         meter.measure(trial, wavs if n_listen is None or number < n_listen else None)
-    records = {name: [journal[(t.id, name)] for t in trials] for name in (RECORDING, ROUND_TRIP, system.name)}
+    records = {name: [journal[_key(t, name)] for t in trials] for name in (RECORDING, ROUND_TRIP, system.name)}
     rows = {name: _row(own) for name, own in records.items()}
     ends = {name: records[name] for name in (RECORDING, system.name)}
     corpora = rows_by_corpus(ends, [t.dataset for t in trials], _row)
@@ -130,7 +130,7 @@ class _Meter:
 
     def measure(self, trial: Trial, wavs: Path | None) -> None:
         """Put what is not there yet into the journal, and write the waves where they are wanted and not there."""
-        todo = [n for n in (RECORDING, ROUND_TRIP, self.system.name) if (trial.id, n) not in self.journal]
+        todo = [n for n in (RECORDING, ROUND_TRIP, self.system.name) if _key(trial, n) not in self.journal]
         stem = trial.id.replace("/", "-")
         if not todo and (wavs is None or (wavs / f"{stem}-0-prompt.flac").is_file()):
             return
@@ -156,7 +156,7 @@ class _Meter:
                     "elapsed_s": elapsed,
                     "stop": failure or str(spoken.info.get("stop", "unknown")),
                 }
-            self.journal.add((trial.id, name), record)
+            self.journal.add(_key(trial, name), record)
         if wavs is not None:
             wavs.mkdir(parents=True, exist_ok=True)
             if len(waves[self.system.name]):
@@ -180,8 +180,7 @@ class _Meter:
         return load(self.folder / path, self.rate).waveform[0].numpy()
 
     def _samples(self, audio: Audio) -> NDArray[np.float32]:
-        assert audio.sample_rate == self.rate, f"the system speaks at {audio.sample_rate} Hz, its codec at {self.rate}"
-        return audio.waveform[0].float().cpu().numpy()
+        return resample(audio.waveform.float().cpu(), audio.sample_rate, self.rate)[0].numpy()
 
     @torch.inference_mode()
     def _round_trip(self, wav: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -191,14 +190,19 @@ class _Meter:
         return decoded[0, 0, : len(wav)].float().cpu().numpy()
 
 
+def _key(trial: Trial, row: str) -> tuple[str, ...]:
+    """In the journal: the same sentence from another seed is another measurement."""
+    return trial.id, str(trial.seed), row
+
+
 def _row(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate | float | None]:
     """Means over one row's records."""
     counts = error_counts(records)
-    words = [c.words for c in counts]
+    n_words = sum(c.words for c in counts)
     row: dict[str, Estimate | float | None] = {
         "wer": error_rate(counts),
-        "deletions": sum(c.deletions for c in counts) / sum(words) if counts else None,
-        "insertions": sum(c.insertions for c in counts) / sum(words) if counts else None,
+        "deletions": sum(c.deletions for c in counts) / n_words if n_words else None,
+        "insertions": sum(c.insertions for c in counts) / n_words if n_words else None,
     }
     row |= {key: mean_interval([r[key] for r in records]) for key in ("sim_o", "sim_r", "length")}
     if "elapsed_s" in records[0]:

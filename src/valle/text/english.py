@@ -64,13 +64,13 @@ def _address(text: str) -> str:
     return " ".join(filter(None, said))
 
 
-@_ADDRESSES.add(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
+@_ADDRESSES.add(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
 def _email(m: re.Match[str], _british: bool) -> str:
     return _address(m[0])
 
 
 @_ADDRESSES.add(
-    rf"\b(?:https?://|ftp://|(?=www\.))([^\s<>\"]*[\w/])|\b((?:[a-zA-Z][\w-]*\.)+{_DOMAIN}\b(?:/[^\s<>\"]*[\w/])?)"
+    rf"\b(?:https?://|ftp://|(?=www\.))([^\s<>\"]*[\w/])|(?<![\w.-])((?:[a-zA-Z][\w-]*\.)+{_DOMAIN}\b(?:/[^\s<>\"]*[\w/])?)"
 )
 def _url(m: re.Match[str], _british: bool) -> str:
     return _address((m[1] or m[2]).rstrip("/"))

@@ -59,6 +59,11 @@ def _is_one(text: str) -> bool:
     return text.replace(",", "") == "1"
 
 
+@NUMBERS.add(r"\d{16,}")
+def _too_long(m: re.Match[str], _british: bool) -> str:
+    return f" {digits(m[0])} "  # first, since other rules would take long to find that it is nothing for them
+
+
 # ---------------------------------------------------------------------------------------------------------------- dates
 def _date(y: str | None, month: int, day: str, british: bool, match: re.Match[str]) -> str:
     if not (1 <= month <= 12 and 1 <= int(day) <= 31):

@@ -118,7 +118,7 @@ def _spell_numbers(text: str, lang: str) -> str:
 def _tidy(text: str) -> str:
     """One space between words, and one canonical mark where punctuation, brackets and dashes meet."""
     text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"[ ,.;:!?…—()\[\]{}-]*[,.;:!?…—()\[\]{}-][ ,.;:!?…—()\[\]{}-]*", _mark, text)
+    text = re.sub(r" ?[,.;:!?…—()\[\]{}-][ ,.;:!?…—()\[\]{}-]*", _mark, text)
     return text.strip()
 
 

@@ -27,7 +27,7 @@ class RunConfig:
     whichever comes first. For a machine that is lent or shared: a run that follows the clock cannot be repeated bit for
     bit."""
     max_minutes: float = 0.0
-    """Minutes until this session stops with a checkpoint, 0 for no bound; --resume goes on as if nothing had been."""
+    """Minutes until this process stops with a checkpoint, 0 for no bound; --resume goes on as if nothing had been."""
     accumulate: int = 1
     """Batches a step and a rank: a large batch on a small machine."""
     ema_decay: float = 0.0

@@ -112,7 +112,7 @@ class Trainer:
         decay = self.run_config.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
         self.step = 0
-        self.minutes = 0.0  # of all sessions
+        self.minutes = 0.0  # of all processes of this run, one after the other
         self.skipped = 0  # steps without a finite gradient
         self.skipped_in_a_row = 0
         self.best: float | None = None  # loss on dev
@@ -193,9 +193,9 @@ class Trainer:
         with self._tracker() as tracker, _stop_signals() as stop:
             self._greet(tracker)
             while True:
-                session = (time.monotonic() - started) / 60
-                told = bool(stop) or 0 < run.max_minutes <= session
-                stops, self.minutes = self.ranks.total([told, minutes_before + session if self.ranks.is_main else 0.0])
+                sitting = (time.monotonic() - started) / 60
+                told = bool(stop) or 0 < run.max_minutes <= sitting
+                stops, self.minutes = self.ranks.total([told, minutes_before + sitting if self.ranks.is_main else 0.0])
                 is_done = self.step >= run.max_steps or 0 < run.budget_minutes <= self.minutes
                 if stops or is_done:
                     break
