@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -243,7 +245,22 @@ def test_other_languages_keep_what_espeak_reads_better(lang: str, written: str, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60) | st.text("aA1 09.,-/:$£%°#&@+=~^²½'\"()…—\n🙂IVXkmst", max_size=40))
-def test_any_text_is_normalised_to_something_without_digits(text: str) -> None:
+def test_any_text_is_normalised_to_something_without_digits_or_symbols(text: str) -> None:
     said = normalise(text)
-    assert not any(c.isdigit() for c in said)
-    assert normalise(said) == said
+    assert not any(c.isdigit() or c in "$£€%#@&+=~^|\\<>*_()[]{}\n\x00" for c in said)
+    assert said == said.strip()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([written for written in ENGLISH if "\ud800" not in written]), max_size=4))
+def test_normalising_a_text_of_many_parts_twice_changes_nothing(parts: list[str]) -> None:
+    once = normalise(" ".join(parts))
+    assert normalise(once) == once
+
+
+def test_ten_thousand_characters_take_no_time() -> None:
+    """Patterns that go back over what they have read would take minutes."""
+    start = time.process_time()
+    for unit in ("1", "1-", "1,", "a", "A.", "-", " .", "a@", "a.b-", "((", "Dr. Smith paid $3.50 on 3/4/2021. "):
+        normalise((unit * 10_000)[:10_000])
+    assert time.process_time() - start < 10

@@ -216,6 +216,17 @@ def test_a_very_long_text_without_punctuation_is_spoken_whole(english: Phonemize
     assert len(split_sentences(text, 200)) > 50
 
 
+@pytest.mark.parametrize(
+    ("lang", "text"), [("en-us", "a.b." * 300), ("de", "ж." * 300), ("ka", "290." * 90), ("th", "ก" * 500)]
+)
+def test_endless_words_do_not_end_the_process(lang: str, text: str) -> None:
+    """espeak overruns its buffers on the first three; in a process of its own, for the crash would be this one's."""
+    code = "import sys; from valle.text import Phonemizer; print(len(Phonemizer(sys.argv[1])(sys.argv[2])))"
+    run = subprocess.run([sys.executable, "-c", code, lang, text], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 200
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40), st.sampled_from(["en-us", "de", "cmn", "ar", "hi"]))
 def test_any_text_gives_symbols_of_the_inventory_or_one_sentence(text: str, lang: str) -> None:

@@ -102,7 +102,7 @@ _WORDS.replace(r"\bPh\.\s?D\b\.?(?=s?\b|\W|$)|\bPhD(?=s?\b)", "p.h.d")
 _WORDS.replace(r"\bOK\b", "okay")
 
 
-@_WORDS.add(r"(?:(\S+)\s)?\b(Dr|St)\b(\.?)(?:(?=\s+(\S+))|(?!\w))")
+@_WORDS.add(r"(?:(?<!\S)(\S+)\s)?\b(Dr|St)\b(\.?)(?:(?=\s+(\S+))|(?!\w))")
 def _doctor_or_drive(m: re.Match[str], _british: bool) -> str:
     """Doctor and saint precede a name; drive and street follow one, or an ordinal."""
     before, short, dot, after = m[1] or "", m[2], m[3], m[4] or ""
@@ -157,8 +157,8 @@ def _initial(m: re.Match[str], _british: bool) -> str:
 def _capitals(m: re.Match[str], _british: bool) -> str:
     word, plural = m[1], m[2]
     vowels = set(word) & set("AEIOUY")
-    short = len(word) <= 3
-    if word in words.SHORT_WORDS or (vowels and not short and word not in words.SPELLED):
+    is_word = vowels and len(word) > 3 and word not in words.SPELLED
+    if is_word or word in words.SHORT_WORDS or len(word) > 6:
         return m[0]
     # A plural "s" is said with the last letter, which espeak does only for a letter that stands alone.
     return f"{letters(word[:-1])} {word[-1].lower()}'s" if plural else letters(word)

@@ -1,8 +1,8 @@
 """Text to phonemes: espeak-ng through phonemizer, the same on every machine.
 
-The paper (section 4.1) takes phonemes from a lexicon or a grapheme-to-phoneme model; espeak has rules for a hundred
-languages and comes as a wheel (``espeakng_loader``), so no system package is needed and none is used, whatever is
-installed. Sentence punctuation stays in the sequence, which the paper leaves open: it is the only sign of phrasing.
+The paper's phonemes (section 5.1) come from its Kaldi recogniser. espeak has rules for a hundred languages and comes as
+a wheel (``espeakng_loader``), so no system package is needed, and none is used, whatever is installed. Sentence
+punctuation stays in the sequence, which the paper leaves open: it is the only sign of phrasing.
 
 espeak is a C library with global state. One copy of it serves the whole process, made at the first call, behind a lock.
 """
@@ -165,6 +165,8 @@ _MARKS_OF_SCRIPTS = str.maketrans(
 # Marks, but not those inside 3,5 or 12:30 or u.s.a.
 _MARKS = re.compile(r"((?:[!?;—…]|[,:](?!\d)|(?<!\d)[,:]|\.(?![^\W_])|(?<![^\W_])\.|\s+(?=[.,!?;:—…]))+)")
 
+_LONG_WORD = re.compile(r"\S{61,}")
+
 _SWITCH = re.compile(r"\([^)]*\)")  # "(en)", where espeak changes the language for a word
 # Where espeak has no IPA for a sound it writes its own letters, one character of which modifies the one before.
 _RETROFLEX = dict(zip("sztdnlr", "ʂʐʈɖɳɭɽ", strict=True))
@@ -182,7 +184,7 @@ def _symbols(espeak: Any, parts: list[str]) -> list[str]:
     for i, part in enumerate(parts):
         if i % 2 == 0:
             # NOTE: never with the marks, which espeak drops; a "." in its output is part of a sound.
-            phonemes = _canonical(espeak.text_to_phonemes(part)) if part.strip() else ""
+            phonemes = _canonical(espeak.text_to_phonemes(_LONG_WORD.sub(_cut, part))) if part.strip() else ""
             symbols += WORD_BOUNDARY * bool(symbols and phonemes) + phonemes
         elif symbols:
             marks = [c for c in part if c in PUNCTUATION]
@@ -190,6 +192,11 @@ def _symbols(espeak: Any, parts: list[str]) -> list[str]:
                 marks.append(symbols.pop())
             symbols.append(min(marks, key=_WEIGHT.index))
     return symbols
+
+
+def _cut(word: re.Match[str]) -> str:
+    """NOTE: of some 70 letters or 60 numbers with full stops between them espeak dies, and the process with it."""
+    return re.sub(r"(.{60})", r"\1 ", word[0].replace(".", " "))
 
 
 def _canonical(phonemes: str) -> str:
