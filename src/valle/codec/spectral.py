@@ -36,6 +36,8 @@ class SpectralCodecConfig:
     """Window of the analysis and of the inverse transform, in samples; a multiple of twice the hop."""
     n_mels: int = 100
     """Bands of the log-mel spectrogram that the encoder reads."""
+    phase_hz: float = 0.0
+    """Up to this frequency the encoder also reads the complex spectrum, so that codes can carry phase; 0: mel only."""
     encoder_dim: int = 256
     """Width of the encoder."""
     encoder_layers: int = 4
@@ -157,10 +159,15 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("filters", mel_filterbank(sample_rate, n_fft, n_mels), persistent=False)
 
-    def forward(self, wav: Tensor) -> Tensor:
+    def spectrum(self, wav: Tensor) -> Tensor:
+        """wav [B, 1, T * hop] -> complex spectrum [B, T, n_fft // 2 + 1]."""
         side = (self.n_fft - self.hop_length) // 2
         frames = F.pad(wav.squeeze(1), (side, side)).unfold(1, self.n_fft, self.hop_length)  # [B, T, n_fft]
-        magnitude = torch.fft.rfft(frames * self.window).abs()  # [B, T, F]
+        spectrum: Tensor = torch.fft.rfft(frames * self.window)
+        return spectrum
+
+    def forward(self, wav: Tensor) -> Tensor:
+        magnitude = self.spectrum(wav).abs()  # [B, T, F]
         # About zero mean and unit variance for speech at a usual level.
         log_mel: Tensor = (magnitude @ self.filters).clamp(min=1e-4).log() / 3.0 + 0.7  # [B, T, n_mels]
         return log_mel
@@ -239,8 +246,14 @@ class SpectralCodec(Codec):
         self.n_quantizers = config.n_quantizers
         self.codebook_size = config.codebook_size
         self.mel = LogMel(config.sample_rate, config.hop_length, config.n_fft, config.n_mels)
+        self.n_phase_bins = round(config.phase_hz * config.n_fft / config.sample_rate)
         self.encoder = Backbone(
-            config.n_mels, config.encoder_dim, config.encoder_layers, config.expansion, config.kernel_size, None
+            config.n_mels + 2 * self.n_phase_bins,
+            config.encoder_dim,
+            config.encoder_layers,
+            config.expansion,
+            config.kernel_size,
+            None,
         )
         self.project = nn.Linear(config.encoder_dim, config.codebook_dim)
         self.quantizer = ResidualVectorQuantizer(config.codebook_dim, config.n_quantizers, config.codebook_size)
@@ -266,8 +279,18 @@ class SpectralCodec(Codec):
         """wav [B, 1, N] -> the vectors before quantisation, [B, D, T]."""
         check_wav(wav)
         wav = F.pad(wav, (0, -wav.shape[2] % self.hop_length))
-        z: Tensor = self.project(self.encoder(self.mel(wav)))  # [B, T, D]
+        z: Tensor = self.project(self.encoder(self._features(wav)))  # [B, T, D]
         return z.transpose(1, 2)
+
+    def _features(self, wav: Tensor) -> Tensor:
+        """What the encoder reads: wav [B, 1, T * hop] -> [B, T, n_mels + 2 * n_phase_bins]."""
+        log_mel: Tensor = self.mel(wav)  # [B, T, n_mels]
+        if self.n_phase_bins == 0:
+            return log_mel
+        low = self.mel.spectrum(wav)[..., : self.n_phase_bins]  # [B, T, n_phase_bins] complex
+        # Compressed to the power 0.3, or the loudest harmonic would drown all others.
+        low = low * (low.abs() + 1e-4) ** -0.7
+        return torch.cat([log_mel, low.real, low.imag], dim=-1)
 
     @torch.no_grad()
     def encode(self, wav: Tensor, n_quantizers: int | None = None) -> Tensor:
