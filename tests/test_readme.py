@@ -1,4 +1,4 @@
-"""What the README tells people to type works as it stands there, with a tiny random model in the embedded one's place."""
+"""What the README tells people to type works as it stands there, with a tiny random model as the embedded one."""
 
 from __future__ import annotations
 

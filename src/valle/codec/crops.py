@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +49,6 @@ def build_cache(
     Raises:
         ValleError: no manifest, or no utterance in the splits.
     """
-    import soundfile
-    import soxr
     from tqdm import tqdm
 
     manifest, folder = Path(manifest), Path(folder)
@@ -64,21 +65,42 @@ def build_cache(
             raise ValleError(f"{manifest} has no utterance in the splits {', '.join(splits)}")
         folder.mkdir(parents=True, exist_ok=True)
         starts, ids = [0], []
-        with samples_path.with_suffix(".part").open("wb") as out:
-            for line in tqdm(lines, desc=f"decoding {name}", unit="utt"):
-                try:
-                    x, rate = soundfile.read(manifest.parent / line["path"], dtype="float32", always_2d=True)
-                except (soundfile.LibsndfileError, OSError):
-                    continue  # one broken file never stops a training; `valle prepare` is where it is reported
-                y = soxr.resample(x.mean(1), rate, sample_rate) if rate != sample_rate else x.mean(1)
-                out.write((y.clip(-1, 1) * 32767).astype(np.int16).tobytes())
-                starts.append(starts[-1] + len(y))
-                ids.append(line["id"])
+        # Threads: libsndfile and soxr let go of the interpreter's lock while they work.
+        with samples_path.with_suffix(".part").open("wb") as out, ThreadPoolExecutor(os.cpu_count()) as pool:
+            bar = tqdm(total=len(lines), desc=f"decoding {name}", unit="utt")
+            for first in range(0, len(lines), 256):  # no more of it in memory at once
+                chunk = lines[first : first + 256]
+                paths = [manifest.parent / line["path"] for line in chunk]
+                for line, samples in zip(
+                    chunk, pool.map(partial(_decode, sample_rate=sample_rate), paths), strict=True
+                ):
+                    bar.update()
+                    if samples is None:
+                        continue  # one broken file never stops a training; `valle prepare` is where it is reported
+                    out.write(samples.tobytes())
+                    starts.append(starts[-1] + len(samples))
+                    ids.append(line["id"])
+            bar.close()
         samples_path.with_suffix(".part").rename(samples_path)
         index_path.write_text(json.dumps({"sample_rate": sample_rate, "ids": ids, "starts": starts}))
     index = json.loads(index_path.read_text())
     samples = np.memmap(samples_path, dtype=np.int16, mode="r")
     return WaveCache(samples, np.asarray(index["starts"]), index["ids"])
+
+
+def _decode(path: Path, sample_rate: int) -> np.ndarray | None:
+    """A recording as int16 [n] at ``sample_rate``, mono; None if it cannot be read."""
+    import soundfile
+    import soxr
+
+    try:
+        x, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    x = x.mean(axis=1)
+    y = soxr.resample(x, rate, sample_rate) if rate != sample_rate else x
+    samples: np.ndarray = (y.clip(-1, 1) * 32767).astype(np.int16)
+    return samples
 
 
 def random_crops(
