@@ -27,8 +27,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	@touch $@
 
+# The texts travel through the environment, unexpanded: quotes and dollar signs stay what they are.
+say: export SAY_TEXT := $(value TEXT)
+say: export SAY_REF := $(value REF)
+say: export SAY_REF_TEXT := $(value REF_TEXT)
+say: export SAY_OUT := $(value OUT)
 say: $(VENV)/.installed
-	@$(BIN)/valle say "$(TEXT)" $(if $(REF),-r "$(REF)") $(if $(REF_TEXT),-s "$(REF_TEXT)") -o "$(OUT)"
+	@$(BIN)/valle say $(if $(REF),-r "$$SAY_REF") $(if $(REF_TEXT),-s "$$SAY_REF_TEXT") -o "$$SAY_OUT" -- "$$SAY_TEXT"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"

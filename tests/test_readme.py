@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +91,21 @@ def test_every_file_in_the_map_exists() -> None:
             found = ROOT / path if path.startswith("src/") else ROOT / folder / path
             assert found.exists(), path
             folder = str(Path(path).parent) if path.startswith("src/") else folder
+
+
+def test_make_say_passes_any_text_on_as_it_is(tmp_path: Path) -> None:
+    """With an environment whose `valle` tells what it was given."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "valle"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    text, words = """He said: "it's $5, $(or) `so`" \\ -- 100 %""", 'It\'s "me".'
+    done = subprocess.run(
+        ["make", "-s", "say", f"VENV={tmp_path}", f"TEXT={text}", "REF=a b.wav", f"REF_TEXT={words}", "OUT=x.wav"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["say", "-r", "a b.wav", "-s", words, "-o", "x.wav", "--", text]
