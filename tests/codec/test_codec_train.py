@@ -14,6 +14,7 @@ import torch
 
 from valle.codec.base import load_codec
 from valle.codec.crops import build_cache, random_crops
+from valle.codec.encodec import EnCodecConfig
 from valle.codec.spectral import SpectralCodecConfig
 from valle.codec.train import CodecTrainConfig, CodecTrainer, DataConfig, train_codec
 from valle.errors import ValleError
@@ -171,3 +172,11 @@ def test_a_missing_manifest_is_named(config: CodecTrainConfig, tmp_path: Path) -
     )
     with pytest.raises(ValleError, match=r"no manifest nowhere\.jsonl"):
         train_codec(path)
+
+
+def test_encodec_trains_by_the_same_recipe(config: CodecTrainConfig, tmp_path: Path) -> None:
+    small = EnCodecConfig(dim=16, n_filters=4, n_lstm_layers=1, n_quantizers=4, codebook_size=16)
+    config = replace(config, codec="encodec", encodec=small, max_steps=5, adversarial_start=4)
+    folder = CodecTrainer(config, Path(config.out)).run()
+    assert len(losses(config.out)) == 5
+    assert load_codec(folder).encode(torch.zeros(1, 1, 640)).shape == (1, 4, 2)
