@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import soundfile
 import torch
 
 from valle.codec.base import load_codec
-from valle.codec.crops import build_cache, random_crops
+from valle.codec.crops import Crops, build_cache, random_crops
 from valle.codec.encodec import EnCodecConfig
+from valle.codec.pitch import build_pitch, fill
 from valle.codec.spectral import SpectralCodecConfig
 from valle.codec.train import CodecTrainConfig, CodecTrainer, DataConfig, train_codec
 from valle.errors import ValleError
@@ -83,7 +85,7 @@ def test_the_cache_leaves_out_the_broken_file_and_resamples(manifest: Path, tmp_
 
 def test_crops_follow_the_seed_and_never_clip(manifest: Path, tmp_path: Path) -> None:
     cache = build_cache(manifest, ("train",), tmp_path)
-    one, two = (random_crops(cache, 16, 3200, 20.0, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (random_crops(cache, 16, 3200, 20.0, torch.Generator().manual_seed(3)).wav for _ in range(2))
     assert torch.equal(one, two)
     assert one.shape == (16, 1, 3200)
     assert one.abs().max() <= 1
@@ -98,16 +100,57 @@ def test_training_learns_and_leaves_a_codec(config: CodecTrainConfig) -> None:
     assert codec.encode(torch.zeros(1, 1, 640)).shape == (1, 4, 2)
 
 
-@pytest.mark.parametrize("adversarial_start", [100, 4])
-def test_stop_and_resume_equals_uninterrupted(config: CodecTrainConfig, tmp_path: Path, adversarial_start: int) -> None:
-    config = replace(config, max_steps=8, adversarial_start=adversarial_start)
+def test_pitch_is_that_of_the_recordings_and_crops_carry_it(manifest: Path, tmp_path: Path) -> None:
+    cache = build_cache(manifest, ("train",), tmp_path)
+    hz = build_pitch(cache, tmp_path / "pitch.npy")
+    assert np.array_equal(hz, build_pitch(cache, tmp_path / "pitch.npy"))
+    for i in range(3):  # tones of 150, 230 and 310 Hz that rise by 60 % in a second
+        start, end = cache.starts[i : i + 2]
+        at = (start + end) // 2 // 160
+        moment = (at * 160 - start) / 24000
+        assert hz[at] == pytest.approx((150 + 80 * i) * (1 + 0.6 * moment), rel=0.02)
+    filled = fill(hz)
+    assert (filled > 0).all()
+    assert np.allclose(filled[hz > 0], hz[hz > 0])
+    crops = random_crops(cache, 8, 3200, 0.0, torch.Generator().manual_seed(0), (hz, filled))
+    assert crops.hz is not None
+    assert crops.voiced is not None
+    assert crops.hz.shape == crops.voiced.shape == (8, 20)
+
+
+def test_a_harmonic_codec_learns_the_pitch(config: CodecTrainConfig) -> None:
+    config = replace(config, max_steps=60, lr=3e-3, spectral=replace(SMALL, decoder="harmonic"))
+    folder = CodecTrainer(config, Path(config.out)).run()
+    curve = losses(config.out)
+    assert np.mean(curve[-5:]) < 0.8 * curve[0]
+    events = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    pitch = [event["train/pitch"] for event in events if "train/pitch" in event]
+    assert np.mean(pitch[-5:]) < 0.5 * pitch[0]
+    assert load_codec(folder).decode(torch.zeros(1, 4, 3, dtype=torch.int64)).shape == (1, 1, 960)
+
+
+def test_adapting_takes_what_fits(config: CodecTrainConfig, tmp_path: Path) -> None:
+    """Another decoder begins with the encoder, the codebooks and the backbone of the first."""
+    first = CodecTrainer(config, Path(config.out)).run()
+    adapted = CodecTrainer(
+        replace(config, adapt=str(first), spectral=replace(SMALL, decoder="harmonic")), tmp_path / "adapted"
+    )
+    assert adapted.codec.fingerprint() == load_codec(first).fingerprint()
+    assert adapted.quantizing
+
+
+@pytest.mark.parametrize(("adversarial_start", "decoder"), [(100, "fourier"), (4, "fourier"), (100, "harmonic")])
+def test_stop_and_resume_equals_uninterrupted(
+    config: CodecTrainConfig, tmp_path: Path, adversarial_start: int, decoder: Literal["fourier", "harmonic"]
+) -> None:
+    config = replace(config, max_steps=8, adversarial_start=adversarial_start, spectral=replace(SMALL, decoder=decoder))
     straight = CodecTrainer(config, tmp_path / "straight")
     straight.run()
     first = CodecTrainer(config, tmp_path / "halves")
     stop_at = 5
     step = first.train_step
 
-    def stopping(wav: torch.Tensor) -> dict[str, float]:
+    def stopping(wav: Crops) -> dict[str, float]:
         values = step(wav)
         if first.step + 1 == stop_at:
             import os

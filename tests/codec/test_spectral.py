@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,10 +50,14 @@ def test_padding_in_a_batch_changes_only_the_edge(codec: SpectralCodec) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 8))
-def test_streaming_equals_decoding_at_once(chunks: list[int], n_quantizers: int) -> None:
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 8), st.sampled_from(["fourier", "harmonic"])
+)
+def test_streaming_equals_decoding_at_once(
+    chunks: list[int], n_quantizers: int, decoder: Literal["fourier", "harmonic"]
+) -> None:
     torch.manual_seed(1)
-    codec = SpectralCodec(SMALL).eval()
+    codec = SpectralCodec(replace(SMALL, decoder=decoder)).eval()
     codes = torch.randint(0, 32, (1, n_quantizers, sum(chunks)))
     stream = codec.stream_decoder()
     parts = [stream.push(part) for part in codes.split(chunks, dim=2)] + [stream.finish()]

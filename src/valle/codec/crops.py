@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from valle.errors import ValleError
+
+PITCH_STEP = 160
+"""Samples between two entries of a pitch track."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +107,43 @@ def _decode(path: Path, sample_rate: int) -> np.ndarray | None:
     return samples
 
 
+class Crops(NamedTuple):
+    """A batch of training crops."""
+
+    wav: Tensor  # [B, 1, N]
+    hz: Tensor | None = None  # [B, N / 160] pitch at the end of each 160 samples, bridged where unvoiced
+    voiced: Tensor | None = None  # [B, N / 160] bool
+
+    def to(self, device: str | torch.device) -> Crops:
+        """The same crops on another device."""
+        hz, voiced = (None if x is None else x.to(device, non_blocking=True) for x in self[1:])
+        return Crops(self.wav.to(device, non_blocking=True), hz, voiced)
+
+
 def random_crops(
-    cache: WaveCache, n_crops: int, n_samples: int, max_gain_db: float, generator: torch.Generator
-) -> Tensor:
-    """Crops at places drawn evenly over all the speech, each with a random gain: wav [n_crops, 1, n_samples].
+    cache: WaveCache,
+    n_crops: int,
+    n_samples: int,
+    max_gain_db: float,
+    generator: torch.Generator,
+    pitch: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Crops:
+    """Crops at places drawn evenly over all the speech, each with a random gain.
 
     A crop may run over the end of one utterance into the next: that is one more thing a codec must be able to code. The
-    gain is drawn from ±``max_gain_db`` and lowered where it would clip.
+    gain is drawn from ±``max_gain_db`` and lowered where it would clip. ``pitch`` is the track of ``build_pitch``, as
+    it is and bridged by ``fill``; with it crops begin where the track has an entry.
     """
-    places = torch.randint(len(cache.samples) - n_samples, (n_crops,), generator=generator).tolist()
+    step = 1 if pitch is None else PITCH_STEP
+    n_places = (len(cache.samples) - n_samples) // step
+    places = (torch.randint(n_places, (n_crops,), generator=generator) * step).tolist()
     wav = torch.from_numpy(np.stack([cache.samples[p : p + n_samples] for p in places]).astype(np.float32) / 32768.0)
     gains = 10 ** ((torch.rand(n_crops, 1, generator=generator) * 2 - 1) * max_gain_db / 20)
     peaks = wav.abs().amax(1, keepdim=True).clamp(min=1e-4)
-    return (wav * torch.minimum(gains, 0.99 / peaks)).unsqueeze(1)  # [n_crops, 1, n_samples]
+    wav = (wav * torch.minimum(gains, 0.99 / peaks)).unsqueeze(1)  # [n_crops, 1, n_samples]
+    if pitch is None:
+        return Crops(wav)
+    hz, filled = (
+        np.stack([track[p // step + 1 : p // step + 1 + n_samples // step] for p in places]) for track in pitch
+    )
+    return Crops(wav, torch.from_numpy(filled), torch.from_numpy(hz > 0))

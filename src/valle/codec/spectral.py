@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.codec.base import Codec, CodecOutput, StreamDecoder
+from valle.codec.harmonic import HarmonicDecoder, HarmonicStream, pitch_hz
 from valle.codec.quantizer import ResidualVectorQuantizer
 from valle.config import from_dict, to_dict
 
@@ -58,6 +59,8 @@ class SpectralCodecConfig:
     """Codebooks."""
     codebook_size: int = 1024
     """Entries of each codebook."""
+    decoder: Literal["fourier", "harmonic"] = "fourier"
+    """What the decoder's network sets: magnitudes and phases, as in Vocos, or a pitch and filters (``harmonic.py``)."""
 
     def __post_init__(self) -> None:
         if self.n_fft % (2 * self.hop_length):
@@ -169,7 +172,8 @@ class LogMel(nn.Module):
     def forward(self, wav: Tensor) -> Tensor:
         magnitude = self.spectrum(wav).abs()  # [B, T, F]
         # About zero mean and unit variance for speech at a usual level.
-        log_mel: Tensor = (magnitude @ self.filters).clamp(min=1e-4).log() / 3.0 + 0.7  # [B, T, n_mels]
+        with torch.autocast(wav.device.type, enabled=False):  # the codes hang on it
+            log_mel: Tensor = (magnitude @ self.filters).clamp(min=1e-4).log() / 3.0 + 0.7  # [B, T, n_mels]
         return log_mel
 
 
@@ -257,8 +261,12 @@ class SpectralCodec(Codec):
         )
         self.project = nn.Linear(config.encoder_dim, config.codebook_dim)
         self.quantizer = ResidualVectorQuantizer(config.codebook_dim, config.n_quantizers, config.codebook_size)
-        self.decoder = SpectralDecoder(config)
+        self.decoder: SpectralDecoder | HarmonicDecoder = (
+            HarmonicDecoder(config) if config.decoder == "harmonic" else SpectralDecoder(config)
+        )
         self.apply(_initialise)
+        if isinstance(self.decoder, HarmonicDecoder):
+            self.decoder.initialise()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SpectralCodec:
@@ -314,39 +322,22 @@ class SpectralCodec(Codec):
         quantized = self.quantizer(self.latents(wav), n_quantizers, generator=generator)
         return CodecOutput(self.decoder(quantized.z), quantized.codes, quantized.commitment_loss)
 
-    def stream_decoder(self) -> SpectralStreamDecoder:
-        return SpectralStreamDecoder(self)
+    def stream_decoder(self) -> StreamDecoder:
+        if isinstance(self.decoder, HarmonicDecoder):
+            return HarmonicStreamDecoder(self, self.decoder)
+        return SpectralStreamDecoder(self, self.decoder)
 
 
-class SpectralStreamDecoder(StreamDecoder):
-    """Keeps the frames that each causal layer needs for the next chunk, and the unfinished end of the overlap-add."""
+class BackboneStream:
+    """Runs a causal backbone chunk by chunk: keeps the frames that each layer needs for the next chunk."""
 
-    def __init__(self, codec: SpectralCodec) -> None:
-        self.codec = codec
-        self.backbone, self.istft = codec.decoder.backbone, codec.decoder.istft
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
         self.input: Tensor | None = None  # [1, left + lookahead, D] the input convolution's past
-        self.pasts: list[Tensor | None] = [None] * len(self.backbone.blocks)
-        self.tail: Tensor | None = None  # [1, n_fft - hop] sums not yet final
-        self.tail_envelope: Tensor | None = None
-        self.skip = self.istft.side  # samples before the first frame's hop
+        self.pasts: list[Tensor | None] = [None] * len(backbone.blocks)
 
-    @torch.no_grad()
-    def push(self, codes: Tensor) -> Tensor:
-        return self._decode(self.codec.quantizer.decode(codes).transpose(1, 2), last=False)
-
-    @torch.no_grad()
-    def finish(self) -> Tensor:
-        if self.input is None:
-            return torch.zeros(1, 1, 0)
-        wav = self._decode(self.input[:, :0], last=True)
-        assert self.tail is not None
-        assert self.tail_envelope is not None
-        tail = self.tail / self.tail_envelope.clamp(min=1e-6)
-        rest = tail[:, self.skip : self.tail.shape[1] - self.istft.side]
-        return torch.cat([wav, rest.unsqueeze(1)], dim=2)
-
-    def _decode(self, z: Tensor, last: bool) -> Tensor:
-        """z [1, t, D] -> final samples [1, 1, n]."""
+    def push(self, z: Tensor, last: bool) -> Tensor:
+        """z [1, t, D], t may be 0 -> the outputs that are final [1, n, D]; with ``last``, all that are left."""
         embed = self.backbone.embed
         if self.input is None:
             self.input = z.new_zeros(1, embed.left, z.shape[2])
@@ -354,7 +345,7 @@ class SpectralStreamDecoder(StreamDecoder):
         n_ready = window.shape[1] + (embed.right if last else 0) - embed.left - embed.right
         if n_ready <= 0:
             self.input = window
-            return z.new_zeros(1, 1, 0)
+            return z.new_zeros(1, 0, self.backbone.final_norm.weight.shape[0])
         x = self.backbone.norm(embed(window[:, :0], window, last))  # [1, n_ready, D]
         self.input = window[:, n_ready:]
         for i, block in enumerate(self.backbone.blocks):
@@ -365,7 +356,64 @@ class SpectralStreamDecoder(StreamDecoder):
                 past = x.new_zeros(1, left, x.shape[2])
             self.pasts[i] = torch.cat([past, x], dim=1)[:, -left:]
             x = block(x, past)
-        frames = self.istft.frames(self.codec.decoder.spectrum(self.backbone.final_norm(x)))
+        y: Tensor = self.backbone.final_norm(x)
+        return y
+
+
+class HarmonicStreamDecoder(StreamDecoder):
+    """Streams a codec whose decoder is harmonic; the sources' phases run on from chunk to chunk."""
+
+    def __init__(self, codec: SpectralCodec, decoder: HarmonicDecoder) -> None:
+        self.codec, self.decoder = codec, decoder
+        self.backbone, self.synthesis = BackboneStream(decoder.backbone), HarmonicStream(decoder)
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        return self._decode(self.codec.quantizer.decode(codes).transpose(1, 2), last=False)
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        if self.backbone.input is None:
+            return torch.zeros(1, 1, 0)
+        return self._decode(self.backbone.input[:, :0], last=True)
+
+    def _decode(self, z: Tensor, last: bool) -> Tensor:
+        filters, logits = self.decoder.heads(self.backbone.push(z, last))
+        return self.synthesis.push(filters, pitch_hz(logits), last)
+
+
+class SpectralStreamDecoder(StreamDecoder):
+    """Keeps the unfinished end of the overlap-add, beside what the backbone needs."""
+
+    def __init__(self, codec: SpectralCodec, decoder: SpectralDecoder) -> None:
+        self.codec, self.decoder = codec, decoder
+        self.backbone, self.istft = BackboneStream(decoder.backbone), decoder.istft
+        self.tail: Tensor | None = None  # [1, n_fft - hop] sums not yet final
+        self.tail_envelope: Tensor | None = None
+        self.skip = self.istft.side  # samples before the first frame's hop
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        return self._decode(self.codec.quantizer.decode(codes).transpose(1, 2), last=False)
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        if self.backbone.input is None:
+            return torch.zeros(1, 1, 0)
+        wav = self._decode(self.backbone.input[:, :0], last=True)
+        assert self.tail is not None
+        assert self.tail_envelope is not None
+        tail = self.tail / self.tail_envelope.clamp(min=1e-6)
+        rest = tail[:, self.skip : tail.shape[1] - self.istft.side]
+        return torch.cat([wav, rest.unsqueeze(1)], dim=2)
+
+    def _decode(self, z: Tensor, last: bool) -> Tensor:
+        """z [1, t, D] -> final samples [1, 1, n]."""
+        x = self.backbone.push(z, last)
+        n_ready = x.shape[1]
+        if not n_ready:
+            return z.new_zeros(1, 1, 0)
+        frames = self.istft.frames(self.decoder.spectrum(x))
         wav = self.istft.overlap_add(frames)
         envelope = self.istft.overlap_add((self.istft.window**2).expand(1, n_ready, -1))
         n_tail = self.istft.n_fft - self.istft.hop_length

@@ -21,14 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from valle.codec.balancer import Balancer
 from valle.codec.base import load_codec
-from valle.codec.crops import WaveCache, build_cache, random_crops
+from valle.codec.crops import Crops, WaveCache, build_cache, random_crops
 from valle.codec.discriminator import MultiScaleSTFTDiscriminator
 from valle.codec.encodec import EnCodec, EnCodecConfig
+from valle.codec.harmonic import HarmonicDecoder, pitch_hz
 from valle.codec.losses import (
     MultiScaleMelLoss,
     discriminator_loss,
@@ -48,6 +50,7 @@ from valle.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
+from valle.train.config import choose_precision
 from valle.train.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -89,6 +92,8 @@ class LossConfig:
     """Pull of the encoder towards the codebooks; never balanced."""
     probe: float = 0.0
     """Log-mel read off the quantised vectors by a small network (see ``MelProbe``); never balanced."""
+    pitch: float = 1.0
+    """Error of the pitch, in octaves, that a harmonic decoder tells; never balanced."""
     balancer: bool = True
     """Balance the gradients once the discriminators take part."""
 
@@ -109,6 +114,8 @@ class CodecTrainConfig:
     """Sizes of EnCodec."""
     init: str = ""
     """Codec folder to start from instead of random weights."""
+    adapt: str = ""
+    """Codec folder whose tensors are taken where name and shape agree with [spectral]; all others start at random."""
     train: Literal["all", "decoder"] = "all"
     """What learns; "decoder" keeps the codes as they are."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -133,6 +140,8 @@ class CodecTrainConfig:
     """Frames that k-means sees."""
     full_share: float = 0.5
     """Share of crops that use all the codebooks; the others use a number drawn from 1, 2, 4, …"""
+    own_pitch_start: float = 0.5
+    """From this share of the run on, half of the crops are decoded with the pitch that the harmonic decoder tells."""
     adversarial_start: int = 1_000_000
     """Step at which the discriminators begin."""
     discriminator_channels: int = 32
@@ -145,6 +154,8 @@ class CodecTrainConfig:
     """Of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the codec's matrix products are computed in; auto: bf16 where the hardware has it."""
     log_every: int = 20
     """Steps between log lines."""
     eval_every: int = 500
@@ -214,7 +225,11 @@ class CodecTrainer:
         self.disc_optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), config.discriminator_lr, config.betas, weight_decay=1e-3
         )
-        self.step, self.minutes, self.quantizing = 0, 0.0, bool(config.init)
+        self.step, self.minutes, self.quantizing = 0, 0.0, bool(config.init or config.adapt)
+        self.pitch: tuple[np.ndarray, np.ndarray] | None = None
+        self.autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=choose_precision(config.precision, self.device) == "bf16"
+        )
 
     def _build_codec(self) -> SpectralCodec | EnCodec:
         if self.config.init:
@@ -223,7 +238,14 @@ class CodecTrainer:
             return codec
         if self.config.codec == "encodec":
             return EnCodec(self.config.encodec)
-        return SpectralCodec(self.config.spectral)
+        codec = SpectralCodec(self.config.spectral)
+        if self.config.adapt:
+            given = load_codec(self.config.adapt).state_dict()
+            own = codec.state_dict()
+            same = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+            codec.load_state_dict(same, strict=False)
+            logger.info("%d of %d tensors taken from %s", len(same), len(own), self.config.adapt)
+        return codec
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         if self.config.train == "decoder":
@@ -247,6 +269,13 @@ class CodecTrainer:
         config = self.config
         train = build_cache(config.data.manifest, config.data.train_splits, config.data.cache)
         dev = build_cache(config.data.manifest, config.data.dev_splits, config.data.cache)
+        if isinstance(self.codec.decoder, HarmonicDecoder):
+            from valle.codec.pitch import build_pitch, fill
+
+            track = build_pitch(
+                train, Path(config.data.cache) / f"{'-'.join(config.data.train_splits)}.f0.npy", self.codec.sample_rate
+            )
+            self.pitch = track, fill(track)
         self.out.mkdir(parents=True, exist_ok=True)
         crop_s = config.data.batch_size * config.data.crop_s
         started, done_before, last_save = time.monotonic(), self.minutes, time.monotonic()
@@ -296,11 +325,11 @@ class CodecTrainer:
         decay = config.lr_end + (1 - config.lr_end) * 0.5 * (1 + math.cos(math.pi * self.progress()))
         return config.lr * warm * decay
 
-    def crops(self, cache: WaveCache) -> Tensor:
-        """One batch: wav [B, 1, N]."""
+    def crops(self, cache: WaveCache) -> Crops:
+        """One batch."""
         n_samples = round(self.config.data.crop_s * self.codec.frame_rate) * self.codec.hop_length
         return random_crops(
-            cache, self.config.data.batch_size, n_samples, self.config.data.max_gain_db, self.generator
+            cache, self.config.data.batch_size, n_samples, self.config.data.max_gain_db, self.generator, self.pitch
         ).to(self.device)
 
     def draw_quantizers(self, batch: int) -> Tensor:
@@ -311,34 +340,49 @@ class CodecTrainer:
         full = torch.rand(batch, generator=self.generator) < self.config.full_share
         return torch.where(full, n, drawn).to(self.device)
 
-    def train_step(self, wav: Tensor) -> dict[str, float]:
+    def decode(self, z: Tensor, crops: Crops) -> tuple[Tensor, Tensor]:
+        """z [B, D, T] -> wav [B, 1, T * hop], and the pitch's error (0 for a decoder that tells none)."""
+        decoder = self.codec.decoder
+        if not isinstance(decoder, HarmonicDecoder):
+            wav: Tensor = decoder(z)
+            return wav, z.new_zeros(())
+        assert crops.hz is not None
+        assert crops.voiced is not None
+        with self.autocast:
+            filters, logits = decoder.controls(z)
+        hz = crops.hz
+        if self.progress() >= self.config.own_pitch_start:
+            own = torch.rand(len(hz), 1, generator=self.generator).to(hz.device) < 0.5
+            hz = torch.where(own, pitch_hz(logits.detach()), hz)
+        wav = decoder.synthesise(filters, hz, decoder.random_start(hz, self.generator))
+        return wav, decoder.pitch_loss(logits, crops.hz, crops.voiced)
+
+    def train_step(self, crops: Crops) -> dict[str, float]:
         """One step of the codec, and of the discriminators once they take part; returns the losses."""
-        config = self.config
+        config, wav = self.config, crops.wav
         self.codec.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         frozen = config.train == "decoder"
+        with torch.set_grad_enabled(not frozen), self.autocast:
+            z = self.codec.latents(wav).float()
+        commitment = wav.new_zeros(())
         if frozen:
-            with torch.no_grad():
-                codes = self.codec.encode(wav)
-                z = self.codec.quantizer.decode(codes)
-            output, commitment = self.codec.decoder(z), wav.new_zeros(())
+            z = self.codec.quantizer.decode(self.codec.quantizer.encode(z))
         elif self.quantizing:
-            quantized = self.codec.quantizer(
-                self.codec.latents(wav), self.draw_quantizers(len(wav)), generator=self.generator
-            )
-            output, commitment = self.codec.decoder(quantized.z)[..., : wav.shape[2]], quantized.commitment_loss
-        else:
-            output, commitment = self.codec.decoder(self.codec.latents(wav)), wav.new_zeros(())
+            quantized = self.codec.quantizer(z, self.draw_quantizers(len(wav)), generator=self.generator)
+            z, commitment = quantized.z, quantized.commitment_loss
+        output, pitch = self.decode(z, crops)
+        output = output[..., : wav.shape[2]]
         losses = {"mel": self.mel_loss(output, wav)}
         if config.loss.waveform > 0:
             losses["waveform"] = waveform_loss(output, wav)
         # What does not pass through the wave is kept apart: the balancer shares out the wave's gradient only.
-        inner = commitment * config.loss.commitment
-        values: dict[str, float] = {}
+        inner = commitment * config.loss.commitment + pitch * config.loss.pitch
+        values: dict[str, float] = {"pitch": float(pitch.detach())}
         if self.probe is not None and self.quantizing:
             assert isinstance(self.codec, SpectralCodec)
-            probe = self.probe(quantized.z, self.codec.mel(wav))
+            probe = self.probe(z, self.codec.mel(wav))
             inner = inner + probe * config.loss.probe
             values["probe"] = float(probe.detach())
         adversarial = self.step >= config.adversarial_start
@@ -383,7 +427,7 @@ class CodecTrainer:
         self.codec.eval()
         zs: list[Tensor] = []
         while sum(z.shape[0] * z.shape[2] for z in zs) < self.config.kmeans_frames:
-            zs.append(self.codec.latents(self.crops(cache)))
+            zs.append(self.codec.latents(self.crops(cache).wav))
         self.codec.quantizer.initialise(torch.cat(zs), generator=self.generator)
         self.quantizing = True
 
