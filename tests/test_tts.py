@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 
+from aligners import tiny_aligner
 from sounds import voiced
 from valle import VALLE, Audio, ValleError, pretrained
+from valle.model.ar import AR
+from valle.model.nar import NAR
 from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
-from valle.pretrained import load_pretrained, save_pretrained
+from valle.pretrained import describe, load_pretrained, save_pretrained
 from valle.tts import SpeakOptions
 
 TEXT = "What I say in it, word by word, is this and not much more."
@@ -188,6 +192,107 @@ def test_continual_needs_something_to_go_on_with(tts: VALLE, prompt: Prompt) -> 
     with pytest.raises(ValleError, match=r"3.0 s of speech.*at least 4 s"):
         tts.generate(prompt=prompt, continual=True)
     assert tts.generate("Hi.", prompt=prompt, continual=True, seed=0).info["frames"] > 0
+
+
+# Alignment
+
+
+@pytest.fixture(scope="module")
+def aligned(tts: VALLE, tmp_path_factory: pytest.TempPathFactory) -> VALLE:
+    """A model of random weights that is told phonemes, stored and read."""
+    model, inventory = tts.model, tts.model.inventory
+    torch.manual_seed(0)
+    ar_config = replace(model.ar.config, alignment=True, phoneme_kinds=inventory.kinds)
+    nar_config = replace(model.nar.config, alignment=True, prompt_summary=True)
+    folder = tmp_path_factory.mktemp("models") / "aligned"
+    save_pretrained(
+        folder,
+        ar=AR(ar_config).eval(),
+        nar=NAR(nar_config).eval(),
+        codec=model.codec,
+        inventory=inventory,
+        info=model.info,
+        aligner=tiny_aligner(inventory),
+    )
+    assert describe(folder)["parts"]["aligner"]["bytes"] > 0
+    return VALLE.from_pretrained(folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def aligned_prompt(aligned: VALLE, reference: Path) -> Prompt:
+    return aligned.prompt(reference, TEXT)
+
+
+def test_a_prompt_knows_its_phonemes(aligned: VALLE, aligned_prompt: Prompt, prompt: Prompt) -> None:
+    assert prompt.durations is None
+    durations = aligned_prompt.durations
+    assert durations is not None
+    assert len(durations) == len(aligned_prompt.phonemes)
+    assert sum(durations) == aligned_prompt.n_frames
+    head = aligned_prompt.head(100)
+    assert head.durations is not None
+    assert sum(head.durations) == head.n_frames == 100
+    assert len(head.durations) == len(durations)
+    assert all(a <= b for a, b in zip(head.durations, durations, strict=True))
+    (piece,) = aligned._pieces("Hi.", aligned_prompt, SpeakOptions(), continual=False)
+    assert piece.durations[: len(durations)] == durations
+    assert len(piece.durations) == len(piece.phonemes)
+    assert sum(piece.durations) == aligned_prompt.n_frames
+
+
+def test_an_aligned_model_speaks_to_the_end_of_its_text(aligned: VALLE, aligned_prompt: Prompt) -> None:
+    texts = ["Hi.", TWO, "Tea?"]
+    options = {"seed": 5, "temperature": 0.9, "repetition_aware": True}
+    batch = aligned.generate_batch(texts, prompt=aligned_prompt, **options)
+    for text, audio in zip(texts, batch, strict=True):
+        assert audio.info["stop"] == "eos"
+        assert close(audio, aligned.generate(text, prompt=aligned_prompt, **options))
+    streamed = torch.cat([c.waveform for c in aligned.stream(TWO, prompt=aligned_prompt, **options)], dim=1)
+    torch.testing.assert_close(streamed, batch[1].waveform, atol=1e-5, rtol=0)
+    (piece,) = aligned.generate("Hi.", prompt=aligned_prompt, seed=7, num_candidates=3).info["pieces"]
+    assert piece["scores"][piece["candidate"]] == max(piece["scores"])
+
+
+def test_an_aligned_model_goes_on_from_a_recording(aligned: VALLE, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", voiced(4.5), 24000)
+    prompt = aligned.prompt(tmp_path / "long.wav", TEXT)
+    for text in ("", "Hi."):
+        audio = aligned.generate(text, prompt=prompt, continual=True, seed=0)
+        assert torch.equal(audio.codes[:, :225], prompt.codes[:, :225])
+        assert audio.info["frames"] > 0
+
+
+def test_what_cannot_be_aligned_is_told(
+    aligned: VALLE, prompt: Prompt, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValleError, match=r"prompt me.wav is not aligned"):
+        aligned.generate("Hi.", prompt=prompt)
+    with pytest.raises(ValleError, match=r"prompt me.wav is not aligned"):
+        aligned.generate_batch(["Hi."], prompt=[prompt])
+    monkeypatch.setattr("valle.tts.MAX_PHONEMES_PER_S", 1e6)
+    with pytest.raises(ValleError, match=r"me.wav cannot be aligned with its transcript: the recording has 225 frames"):
+        aligned.prompt(reference, TEXT * 10)
+
+
+def test_an_aligned_model_needs_its_own_aligner(aligned: VALLE, tts: VALLE, tmp_path: Path) -> None:
+    m = aligned.model
+    parts = {"codec": m.codec, "inventory": m.inventory, "info": m.info}
+    copy = Path(shutil.copytree(m.path, tmp_path / "copy"))
+    shutil.rmtree(copy / "aligner")
+    with pytest.raises(ValleError, match="has no aligner"):
+        load_pretrained(copy, "cpu")
+    with pytest.raises(ValleError, match="has no aligner"):
+        save_pretrained(tmp_path / "a", ar=m.ar, nar=m.nar, **parts)
+    tiny_aligner(replace(m.inventory, version="other")).save(copy / "aligner")
+    with pytest.raises(ValleError, match="its aligner is for the phoneme inventory other"):
+        load_pretrained(copy, "cpu")
+    with pytest.raises(ValleError, match="train both with alignment"):
+        save_pretrained(tmp_path / "b", ar=tts.model.ar, nar=m.nar, aligner=m.aligner, **parts)
+    # A NAR without alignment does with an AR that has it; and an aligner that nobody asks for is left out.
+    save_pretrained(tmp_path / "c", ar=m.ar, nar=tts.model.nar, aligner=m.aligner, **parts)
+    assert VALLE.from_pretrained(tmp_path / "c", "cpu").model.needs_aligner
+    save_pretrained(tmp_path / "d", ar=tts.model.ar, nar=tts.model.nar, aligner=m.aligner, **parts)
+    assert not (tmp_path / "d" / "aligner").exists()
 
 
 # Texts

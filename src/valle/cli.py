@@ -18,6 +18,8 @@ COMMANDS = {
     "codec decode": ("IN.npz OUT.wav", "codes to speech"),
     "codec train": ("CONFIG [--resume]", "train a codec"),
     "codec eval": ("...", "measure a codec"),
+    "asr train-aligner": ("SOURCE --out DIR", "learn when phonemes are spoken"),
+    "asr align": ("AUDIO --text T --aligner DIR", "when each phoneme is spoken"),
     "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
     "train": ("ar|nar CONFIG [--resume]", "train a language model"),
     "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),
@@ -28,6 +30,7 @@ COMMANDS = {
 """Every command, its arguments and what it does."""
 
 _PASSED_ON = {  # commands that read their own arguments
+    "asr train-aligner": "valle.asr.train_aligner",
     "prepare": "valle.data.prepare",
     "export": "valle.train.export",
     "eval": "valle.eval.report",

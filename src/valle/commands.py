@@ -304,6 +304,50 @@ class CodecTrain:
 
 
 @dataclass(frozen=True)
+class AsrAlign:
+    """When each phoneme of a recording is spoken: symbol, start and end in seconds, separated by tabs.
+
+    Silence before the first phone is counted to it, silence between words to the word boundary or mark there.
+    """
+
+    audio: Annotated[Positional[str], arg(metavar="AUDIO")]
+    """Any sound file."""
+    text: Annotated[str, arg(metavar="T")]
+    """The words spoken in it."""
+    aligner: Annotated[str, arg(metavar="DIR")]
+    """What `valle asr train-aligner` wrote."""
+    lang: Annotated[str, arg(metavar="LANG")] = "en-us"
+    """Language of the text, as espeak names it."""
+    json: Flag = False
+    """As one line of JSON."""
+
+    def run(self) -> int:
+        """Align."""
+        from valle.asr.aligner import HOP_LENGTH, SAMPLE_RATE, Aligner
+        from valle.audio import load, normalise_loudness
+        from valle.text import DEFAULT_INVENTORY, Phonemizer
+
+        aligner = Aligner.load(self.aligner)
+        if aligner.inventory_version != DEFAULT_INVENTORY.version:
+            raise ValleError(
+                f"the aligner {self.aligner} knows the phonemes {aligner.inventory_version}, this program writes "
+                f"{DEFAULT_INVENTORY.version}; train one with `valle asr train-aligner`"
+            )
+        wav = normalise_loudness(load(self.audio, SAMPLE_RATE).waveform, SAMPLE_RATE)  # [1, N]
+        symbols = Phonemizer(self.lang)(self.text)
+        alignment = aligner.align(wav, DEFAULT_INVENTORY.encode(symbols))
+        ends = [round(n * HOP_LENGTH / SAMPLE_RATE, 3) for n in alignment.durations.cumsum(0).tolist()]
+        spans = list(zip(symbols, [0.0, *ends[:-1]], ends, strict=True))
+        if self.json:
+            told = [{"symbol": symbol, "start": start, "end": end} for symbol, start, end in spans]
+            report = {"symbols": told, "log_likelihood": round(alignment.log_likelihood, 3)}
+            sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.write("".join(f"{symbol}\t{start:.3f}\t{end:.3f}\n" for symbol, start, end in spans))
+        return 0
+
+
+@dataclass(frozen=True)
 class Train:
     """Train the AR or the NAR model as a TOML file describes it (configs/)."""
 
@@ -356,6 +400,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "codec encode": CodecEncode,
     "codec decode": CodecDecode,
     "codec train": CodecTrain,
+    "asr align": AsrAlign,
     "train": Train,
     "info": Info,
 }

@@ -37,6 +37,8 @@ class Prompt:
     """Of its transcript."""
     gain: float
     """By which the model's wave, as loud as the recording, comes to the usual level."""
+    durations: list[int] | None = None
+    """Frames of each phoneme, T' in all; for models with alignment, and None with others."""
 
     @property
     def n_frames(self) -> int:
@@ -51,7 +53,14 @@ class Prompt:
 
     def head(self, n_frames: int) -> Prompt:
         """The first frames of the recording with all of its transcript: what continual mode starts from."""
-        return replace(self, codes=self.codes[:, :n_frames])
+        codes = self.codes[:, :n_frames]
+        if self.durations is None:
+            return replace(self, codes=codes)
+        left, durations = codes.shape[1], []
+        for n in self.durations:
+            durations.append(min(n, left))
+            left -= durations[-1]
+        return replace(self, codes=codes, durations=durations)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,13 @@ class Piece:
     max_frames: int
     pause_s: float  # of silence after it
     keep_prompt: bool = False  # the wave begins with the prompt's own frames (continual)
+
+    @property
+    def durations(self) -> list[int]:
+        """Frames that each of ``phonemes`` has in the prompt: none, where it is of the text."""
+        own = self.prompt.durations
+        assert own is not None, "the prompt is not aligned"
+        return own + [0] * (len(self.phonemes) - len(own))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A whole model on disk: codec, AR, NAR and phoneme inventory that belong together, found, checked, read and written.
 
-A model is a folder ``{ar,nar,codec}/{model.safetensors,config.json}``, ``phonemes.json`` and ``valle.json``. The last
-one names the codec (by fingerprint) and the inventory (by version) that the language models were trained on: another
-codec of the same shapes would give noise without a word, so a folder in which they differ is refused.
+A model is a folder ``{ar,nar,codec}/{model.safetensors,config.json}``, ``phonemes.json`` and ``valle.json``; one with
+alignment has an ``aligner`` of the same form. ``valle.json`` names the codec (by fingerprint) and the inventory (by
+version) that the language models were trained on: another codec of the same shapes would give noise without a word, so
+a folder in which they differ is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -26,9 +27,13 @@ from valle.model.nar import NAR
 from valle.model.sampling import SamplingConfig
 from valle.text import PhonemeInventory
 
+if TYPE_CHECKING:
+    from valle.asr.aligner import Aligner
+
 FORMAT = 1
 INFO_FILE = "valle.json"
 PHONEMES_FILE = "phonemes.json"
+ALIGNER = "aligner"
 EMBEDDED = Path(__file__).parent / "assets" / "model"
 
 Model = TypeVar("Model", AR, NAR)
@@ -68,6 +73,13 @@ class Pretrained:
     nar: NAR
     codec: Codec
     inventory: PhonemeInventory
+    aligner: Aligner | None = None
+    """Finds the phonemes of a recording; None when neither language model asks for them."""
+
+    @property
+    def needs_aligner(self) -> bool:
+        """Whether a language model wants to know which phoneme a frame belongs to."""
+        return self.ar.config.alignment or self.nar.config.alignment
 
     @property
     def device(self) -> torch.device:
@@ -156,6 +168,10 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto") -> Pr
     codec = load_codec(path / "codec", where)
     ar, nar = _load(path / "ar", AR, where), _load(path / "nar", NAR, where)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
+    if pretrained.needs_aligner and (path / ALIGNER).is_dir():
+        from valle.asr.aligner import Aligner
+
+        pretrained = dataclasses.replace(pretrained, aligner=Aligner.load(path / ALIGNER))
     _check(pretrained)
     return pretrained
 
@@ -168,6 +184,7 @@ def save_pretrained(
     codec: Codec,
     inventory: PhonemeInventory,
     info: ModelInfo,
+    aligner: Aligner | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a model folder; ``info`` gets the codec's fingerprint and the inventory's version.
@@ -179,13 +196,16 @@ def save_pretrained(
 
     folder = Path(folder)
     info = dataclasses.replace(info, codec_fingerprint=codec.fingerprint(), inventory_version=inventory.version)
-    _check(Pretrained(folder, info, ar, nar, codec, inventory))
-    for name, model in (("ar", ar), ("nar", nar)):
+    model = Pretrained(folder, info, ar, nar, codec, inventory, aligner)
+    _check(model)
+    for name, part in (("ar", ar), ("nar", nar)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+        tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in part.state_dict().items()}
         write_atomic(folder / name / "model.safetensors", save(tensors))
-        write_atomic(folder / name / "config.json", _json(model.config_dict()))
+        write_atomic(folder / name / "config.json", _json(part.config_dict()))
     codec.save(folder / "codec", dtype)
+    if aligner is not None and model.needs_aligner:
+        aligner.save(folder / ALIGNER)
     inventory.save(folder / PHONEMES_FILE)
     write_atomic(folder / INFO_FILE, _json(to_dict(info)))  # last: a folder without it is no model
 
@@ -197,7 +217,7 @@ def describe(folder: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     parts = {}
-    for name in ("ar", "nar", "codec"):
+    for name in ("ar", "nar", "codec", *([ALIGNER] if (folder / ALIGNER).is_dir() else [])):
         path = folder / name / "model.safetensors"
         if not path.is_file():
             raise ValleError(f"the model {folder} has no {name}/model.safetensors; it is incomplete")
@@ -245,6 +265,27 @@ def _check(model: Pretrained) -> None:
             raise ValleError(
                 f"the model {model.path} does not fit together: the {what} is {has}, but {needs} is needed"
             )
+    if model.nar.config.alignment and not ar.alignment:
+        raise ValleError(
+            f"the model {model.path} does not fit together: its NAR model needs to know the phoneme of each frame, "
+            "which its AR model does not tell; train both with alignment"
+        )
+    if not model.needs_aligner:
+        return
+    if model.aligner is None:
+        raise ValleError(
+            f"the model {model.path} has no {ALIGNER}, which its language models need; add that of their pack"
+        )
+    if model.aligner.inventory_version != model.inventory.version:
+        raise ValleError(
+            f"the model {model.path} does not fit together: its aligner is for the phoneme inventory "
+            f"{model.aligner.inventory_version}, but {model.inventory.version} is needed"
+        )
+    if ar.alignment and ar.phoneme_kinds != model.inventory.kinds:
+        raise ValleError(
+            f"the model {model.path} does not fit together: the kinds of phonemes of its AR model are not those of "
+            "its phoneme inventory; train it again with this inventory"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,9 @@ With ``continual`` the prompt is the first three seconds of the recording and th
 
 Every row of a batch draws from a generator of its own, seeded by the caller's seed, the piece and the candidate. A text
 therefore sounds the same alone, in a batch and as a stream.
+
+Models with alignment (``valle.model.alignment``) are told where in the recording its phonemes are: the model's aligner
+finds that out.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from valle.audio import Audio, Source, load_reference, loudness_gain
 from valle.errors import ValleError
+from valle.model.alignment import frame_index
 from valle.model.sampling import SamplingConfig
 from valle.pieces import MAX_PHONEMES_PER_S, Piece, Prompt, Spoken, candidate_seeds, join, make_piece, score
 from valle.pretrained import Pretrained, load_pretrained
@@ -119,8 +123,8 @@ class VALLE:
             lang: language of ``ref_text``.
 
         Raises:
-            ValleError: the recording cannot be used (see ``valle.audio.load_reference``), its transcript is missing or
-                cannot be its own, both a recording and a voice are given, or an unknown voice.
+            ValleError: the recording cannot be used (see ``valle.audio.load_reference``), its transcript is missing,
+                cannot be its own or cannot be aligned, both a recording and a voice are given, or an unknown voice.
         """
         if voice is not None and ref_audio is not None:
             raise ValleError(f"both the voice {voice!r} and a reference are given; give one of them")
@@ -148,7 +152,8 @@ class VALLE:
             )
         with torch.inference_mode():
             codes = self.model.codec.encode(reference.waveform.unsqueeze(0).to(self.model.device))[0]  # [8, T']
-        return Prompt(name, codes, phonemes, loudness_gain(reference.waveform, reference.sample_rate))
+        gain = loudness_gain(reference.waveform, reference.sample_rate)
+        return Prompt(name, codes, phonemes, gain, self._align(name, reference.waveform, phonemes, codes.shape[1]))
 
     def generate(
         self,
@@ -207,7 +212,7 @@ class VALLE:
         if isinstance(prompt, Prompt) or prompt is None:
             prompts = [self._prompt(prompt, ref_audio, ref_text, voice, parsed)] * len(texts) if texts else []
         else:
-            prompts = list(prompt)
+            prompts = [self._fit(p) for p in prompt]
             if len(prompts) != len(texts):
                 raise ValleError(
                     f"{len(texts)} texts and {len(prompts)} prompts are given; give one prompt for each or one for all"
@@ -249,7 +254,28 @@ class VALLE:
             return self.prompt(ref_audio, ref_text, voice=voice, lang=options.lang)
         if ref_audio is not None or ref_text is not None or voice is not None:
             raise ValleError("a prompt is given and so is a reference or a voice; give one of them")
+        return self._fit(prompt)
+
+    def _fit(self, prompt: Prompt) -> Prompt:
+        """The prompt, when this model can speak with it."""
+        if self.model.needs_aligner and prompt.durations is None:
+            raise ValleError(
+                f"the prompt {prompt.name} is not aligned, which this model needs; make it with this model's prompt()"
+            )
         return prompt
+
+    def _align(self, name: str, wav: Tensor, phonemes: list[int], n_frames: int) -> list[int] | None:
+        """Frames of each phoneme of a recording [1, N], ``n_frames`` in all; None when the model does not ask."""
+        if not self.model.needs_aligner:
+            return None
+        aligner = self.model.aligner
+        assert aligner is not None, "a checked model has the aligner that it needs"
+        try:
+            durations: list[int] = aligner.align(wav, phonemes).durations.tolist()
+        except ValleError as error:
+            raise ValleError(f"{name} cannot be aligned with its transcript: {error}") from error
+        assert sum(durations) == n_frames, f"the aligner counts {sum(durations)} frames, the codec {n_frames}"
+        return durations
 
     def _phonemes(self, text: str, lang: str) -> list[int]:
         """Ids of a text's phonemes; none where there is nothing to say."""
@@ -318,6 +344,7 @@ class VALLE:
         rows = [(i, c) for i in range(len(pieces)) for c in range(options.num_candidates)]
         rows.sort(key=lambda row: pieces[row[0]].max_frames)  # rows of a batch last about as long
         codes_1: dict[tuple[int, int], Tensor] = {}
+        index: dict[tuple[int, int], Tensor] = {}
         stops: dict[tuple[int, int], str] = {}
         scores: dict[tuple[int, int], float] = {}
         for start in range(0, len(rows), BATCH_ROWS):
@@ -330,6 +357,7 @@ class VALLE:
                 phoneme_lens,
                 prompt,
                 prompt_lens,
+                self._durations(some) if self.model.ar.config.alignment else None,
                 min_frames=torch.tensor([p.min_frames for p in some]),
                 max_frames=torch.tensor([p.max_frames for p in some]),
                 sampling=sampling,
@@ -338,18 +366,25 @@ class VALLE:
             )
             for n, row in enumerate(batch):
                 codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]
+                if result.index is not None:
+                    index[row] = result.index[n]
                 scores[row] = score(some[n], len(codes_1[row]), stops[row], float(result.log_probs[n]))
             if progress is not None:
                 progress(min(start + BATCH_ROWS, len(rows)) // options.num_candidates, len(pieces))
         best = [max(range(options.num_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
-        codes = self._add_codebooks(pieces, [codes_1[i, best[i]] for i in range(len(pieces))])
+        chosen = list(enumerate(best))
+        codes = self._add_codebooks(
+            pieces, [codes_1[row] for row in chosen], [index[row] for row in chosen] if index else None
+        )
         return [
             Spoken(codes[i], stops[i, best[i]], [scores[i, c] for c in range(options.num_candidates)], best[i])
             for i in range(len(pieces))
         ]
 
-    def _add_codebooks(self, pieces: list[Piece], codes_1: list[Tensor]) -> list[Tensor]:
-        """Codebook 1 [t_i] of each piece -> codes [8, t_i]."""
+    def _add_codebooks(
+        self, pieces: list[Piece], codes_1: list[Tensor], index: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Codebook 1 [t_i] of each piece, and with alignment the place of each frame's phoneme -> codes [8, t_i]."""
         order = sorted(range(len(pieces)), key=lambda i: len(codes_1[i]))
         out: dict[int, Tensor] = {}
         for start in range(0, len(order), BATCH_ROWS):
@@ -357,9 +392,21 @@ class VALLE:
             phonemes, phoneme_lens = self._pad([torch.tensor(pieces[i].phonemes) for i in batch])
             prompt, prompt_lens = self._pad([pieces[i].prompt.codes.t() for i in batch])  # [B, T', 8]
             first, lens = self._pad([codes_1[i] for i in batch])  # [B, T], [B]
-            codes = self.model.nar.generate(phonemes, phoneme_lens, prompt.transpose(1, 2), prompt_lens, first, lens)
+            places = prompt_places = None
+            if self.model.nar.config.alignment:
+                assert index is not None, "a checked model has an AR model with alignment"
+                places, _ = self._pad([index[i] for i in batch])  # [B, T]
+                durations = self._durations([pieces[i] for i in batch])
+                prompt_places = frame_index(durations, phoneme_lens, prompt.shape[1])  # [B, T']
+            codes = self.model.nar.generate(
+                phonemes, phoneme_lens, prompt.transpose(1, 2), prompt_lens, first, lens, places, prompt_places
+            )
             out |= {i: codes[n, :, : len(codes_1[i])] for n, i in enumerate(batch)}
         return [out[i] for i in range(len(pieces))]
+
+    def _durations(self, pieces: list[Piece]) -> Tensor:
+        """Frames of each phoneme in the prompts, [B, S]."""
+        return self._pad([torch.tensor(p.durations) for p in pieces])[0]
 
     def _pad(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Rows [n_i, ...] -> [B, max n_i, ...] on the model's device, and [B] their lengths."""

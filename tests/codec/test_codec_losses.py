@@ -91,3 +91,18 @@ def test_balancer_state_survives() -> None:
         balancer.backward({"a": 2 * output.sum()}, output)
         grads.append(output.grad)
     assert torch.equal(grads[0], grads[1])
+
+
+def test_the_energy_distance_prefers_noise_of_the_right_strength() -> None:
+    """The mean distance is smallest for too little noise, the energy distance for as much as the recordings have."""
+    torch.manual_seed(0)
+    loss = MultiScaleMelLoss(window_lengths=(512,), n_mels=(40,))
+    target = torch.randn(8, 1, 24000) * 0.1 + 0.05
+    strengths = (0.25, 0.5, 0.75, 1.0, 1.33, 2.0)
+    energies = []
+    for strength in strengths:
+        one, other = (torch.randn(8, 1, 24000) * 0.1 * strength + 0.05 for _ in range(2))
+        energy, distance = loss.energy_distance(one, other, target)
+        assert float(distance) > float(energy) > 0
+        energies.append(float(energy))
+    assert strengths[energies.index(min(energies))] == 1.0

@@ -107,3 +107,14 @@ def test_collate_joins_and_pads(split):
     assert torch.equal(rows.codes[0], torch.cat([split.codes(0), split.codes(3)], dim=1))
     assert torch.equal(rows.codes[1, :, :41], split.codes(1))
     assert not rows.codes[1, :, 41:].any()
+    assert rows.durations is None
+
+
+def test_collate_joins_durations_with_none_for_the_separator(make_pack):
+    split = Pack(make_pack({"train": LENGTHS}, n_speakers=3, name="aligned", aligned=True)).split("train")
+    rows = collate(split, [(0, 3), (1,)])
+    durations = torch.cat([split.durations(0), torch.tensor([0]), split.durations(3)])
+    assert rows.durations.shape == rows.phonemes.shape
+    assert rows.durations[0, : len(durations)].tolist() == durations.tolist()
+    assert rows.durations.sum(1).tolist() == rows.code_lens.tolist()
+    assert not rows.durations[1, rows.phoneme_lens[1] :].any()

@@ -61,3 +61,23 @@ def test_errors_name_the_remedy(tmp_path, make_pack):
     (folder / INFO_FILE).write_text(json.dumps({**values, "format": 99}))
     with pytest.raises(ValleError, match="format 99"):
         Pack(folder)
+
+
+def test_durations_are_kept_and_missed(make_pack):
+    lengths = {"train": [7, 1, 30]}
+    for compact in (False, True):
+        pack = Pack(make_pack(lengths, name=f"a{compact}", compact=compact, aligned=True))
+        assert pack.info.aligned
+        assert pack.info.phoneme_kinds == (2,) + (0,) * 9
+        split = pack.split("train")
+        for i, n in enumerate(lengths["train"]):
+            assert split.durations(i).dtype == torch.int64
+            assert split.durations(i).shape == split.phonemes(i).shape
+            assert int(split.durations(i).sum()) == n == split.codes(i).shape[1]
+    old = make_pack(lengths)
+    values = json.loads((old / INFO_FILE).read_text())
+    del values["aligned"], values["phoneme_kinds"]  # as packs were before there were durations
+    (old / INFO_FILE).write_text(json.dumps(values))
+    assert Pack(old).info.aligned is False
+    with pytest.raises(ValleError, match="--aligner"):
+        Pack(old).split("train").durations(0)

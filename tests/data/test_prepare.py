@@ -1,15 +1,17 @@
 """Preparing: codes and phonemes of each utterance alone, misfits left out with a reason, a stopped build goes on."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from valle.asr import Aligner, Alignment
 from valle.audio import load, normalise_loudness, trim_silence
 from valle.data.pack import Pack
-from valle.data.prepare import PrepareConfig, build_pack
+from valle.data.prepare import PrepareConfig, Rejected, ahead, build_pack
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
 
@@ -87,9 +89,29 @@ def corpus(tmp_path):
     return folder
 
 
-def build(corpus, out, codec, **config):
+class FakeAligner(Aligner):
+    """All frames are the first phoneme's; longer recordings are likelier."""
+
+    def __init__(self, version="test", name="one"):
+        self.inventory_version_, self.name = version, name
+
+    @property
+    def inventory_version(self):
+        return self.inventory_version_
+
+    def fingerprint(self):
+        return self.name
+
+    def align(self, wav, phonemes):
+        n_frames = -(-wav.shape[1] // 320)
+        if n_frames < 90:
+            raise ValleError("too short for this aligner")
+        return Alignment(torch.tensor([n_frames] + [0] * (len(phonemes) - 1)), n_frames - 200.0)
+
+
+def build(corpus, out, codec, aligner=None, **config):
     config = PrepareConfig(max_seconds=3.0, **config)
-    return build_pack([corpus], codec, out, config=config, inventory=INVENTORY, phonemize=phonemize)
+    return build_pack([corpus], codec, out, config=config, inventory=INVENTORY, phonemize=phonemize, aligner=aligner)
 
 
 def test_builds_and_says_what_it_left_out(corpus, tmp_path):
@@ -141,3 +163,48 @@ def test_nothing_fit_is_an_error(corpus, tmp_path):
     assert not (tmp_path / "pack" / "dataset.json").exists()
     with pytest.raises(ValleError, match="split 'test'"):
         build_pack([corpus], FakeCodec(), tmp_path / "x", splits=["test"], inventory=INVENTORY, phonemize=phonemize)
+
+
+def test_an_aligner_adds_durations_and_rejects(corpus, tmp_path):
+    codec, out = FakeCodec(), tmp_path / "pack"
+    info = build(corpus, out, codec, aligner=FakeAligner(), min_likelihood=-90.0)
+    assert info.aligned
+    assert info.phoneme_kinds == INVENTORY.kinds
+    assert info.rejected["train"]["text and audio that cannot be aligned"] == 1  # good0, of 75 frames
+    assert info.rejected["train"]["text that is hardly what is said"] == 1  # good1, of 98
+    split = Pack(out).split("train")
+    assert split.ids == ["good2", "good3", "good4"]
+    for i in range(3):
+        assert split.durations(i).tolist() == [split.n_frames[i]] + [0] * (len(split.phonemes(i)) - 1)
+    before = codec.encoded
+    build(corpus, out, codec, aligner=FakeAligner(), min_likelihood=-90.0)
+    assert codec.encoded == before  # all is kept
+    build(corpus, out, codec, aligner=FakeAligner(name="another"), min_likelihood=-90.0)
+    assert codec.encoded == 2 * before
+    assert not build(corpus, out, codec).aligned  # made again, without
+    assert len(Pack(out).split("train")) == 5
+    with pytest.raises(ValleError, match="--aligner"):
+        Pack(out).split("train").durations(0)
+
+
+def test_an_aligner_of_other_phonemes_or_frames_is_refused(corpus, tmp_path):
+    with pytest.raises(ValleError, match="inventory other, but test is used"):
+        build(corpus, tmp_path / "pack", FakeCodec(), aligner=FakeAligner("other"))
+    codec = FakeCodec()
+    codec.hop_length = 240
+    with pytest.raises(ValleError, match="every 240 samples"):
+        build(corpus, tmp_path / "pack", codec, aligner=FakeAligner())
+
+
+def test_reading_ahead_keeps_the_order_and_raises_in_its_place():
+    def slow(i):
+        threading.Event().wait(0.003 * (i % 3))
+        if i == 30:
+            raise Rejected("thirty")
+        return i * i
+
+    assert list(ahead(slow, range(25), n_threads=3, depth=5)) == [i * i for i in range(25)]
+    results = ahead(slow, range(40), n_threads=3)
+    assert [next(results) for _ in range(30)] == [i * i for i in range(30)]
+    with pytest.raises(Rejected, match="thirty"):
+        next(results)

@@ -51,7 +51,7 @@ def make_batch(padding=0, n_phonemes=6, n_prompt=5):
 def row(batch, i):
     """Utterance i alone, without padding."""
     s, t, p = batch.phoneme_lens[i], batch.code_lens[i], batch.prompt_lens[i]
-    one = NARBatch(*(x[i : i + 1] for x in batch))
+    one = NARBatch(*(x[i : i + 1] for x in batch[:7]))
     return one._replace(
         phonemes=one.phonemes[:, :s],
         codes=one.codes[:, :, :t],
@@ -94,12 +94,12 @@ def tables(model):
 @pytest.mark.parametrize("stage", [2, 5, 8])
 def test_padding_does_not_change_logits(config, padding, stage):
     model, batch = make(config), make_batch(padding)
-    before = [x.clone() for x in batch]
+    before = [x.clone() for x in batch[:7]]
     logits = logits_of(model, batch, stage)
     for i in range(3):
         alone = logits_of(model, row(batch, i), stage)
         torch.testing.assert_close(logits[i : i + 1, : alone.shape[1]], alone, atol=1e-5, rtol=0)
-    assert all(torch.equal(x, y) for x, y in zip(before, batch, strict=True))  # inputs are left as they were
+    assert all(torch.equal(x, y) for x, y in zip(before, batch[:7], strict=True))  # inputs are left as they were
 
 
 @pytest.mark.parametrize("stage", range(2, 9))
@@ -242,8 +242,8 @@ def test_overfits_two_utterances_and_completes_them():
     phonemes, phoneme_lens = torch.randint(0, 11, (2, 8), generator=random), torch.tensor([8, 6])
     codes, code_lens = torch.randint(0, SIZE, (2, 8, 24), generator=random), torch.tensor([24, 17])
     batch = draw_prompt(phonemes, phoneme_lens, codes, code_lens, prompt_frames=6, mode="prefix")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(400):
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(600):
         stage = draw_stage(generator=random)
         loss, _ = model.loss(model(batch, stage), batch, stage)
         optimiser.zero_grad()

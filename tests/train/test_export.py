@@ -6,9 +6,11 @@ import pytest
 import torch
 from test_loop import config_file
 
+from aligners import tiny_aligner
 from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
 from valle.errors import ValleError
-from valle.pretrained import load_pretrained
+from valle.pretrained import describe, load_pretrained
+from valle.text import DEFAULT_INVENTORY, PhonemeInventory
 from valle.train.export import export, main
 from valle.train.loop import train
 from valle.train.tasks import load_weights
@@ -47,3 +49,26 @@ def test_runs_become_a_model(tmp_path, make_pack):
     arguments = ["--ar", str(tmp_path), "--nar", str(runs[1]), "--codec", str(tmp_path / "codec"), "--name", "x"]
     assert main([*arguments, "--out", str(tmp_path / "no")]) == 2
     assert not (tmp_path / "no").exists()
+
+
+def test_runs_with_an_alignment_need_its_aligner(tmp_path, make_pack):
+    codec = tiny_codec(0)
+    codec.save(tmp_path / "codec")
+    pack = make_pack({"train": [30, 40], "dev": [30]}, fingerprint=codec.fingerprint(), aligned=True)
+    config = config_file(tmp_path, pack, max_steps=1, alignment=True)
+    runs = [train(kind, config) for kind in ("ar", "nar")]
+    arguments = ["--ar", str(runs[0]), "--nar", str(runs[1]), "--codec", str(tmp_path / "codec"), "--name", "x"]
+    assert main([*arguments, "--out", str(tmp_path / "no")]) == 2
+    with pytest.raises(ValleError, match="--aligner DIR"):
+        export(*runs, tmp_path / "codec", tmp_path / "no", name="x")
+    tiny_aligner(DEFAULT_INVENTORY).save(tmp_path / "other")
+    with pytest.raises(ValleError, match="its aligner is for the phoneme inventory ipa-1, but 1 is needed"):
+        export(*runs, tmp_path / "codec", tmp_path / "no", name="x", aligner_folder=tmp_path / "other")
+    inventory = PhonemeInventory.load(pack / "phonemes.json")
+    tiny_aligner(inventory).save(tmp_path / "aligner")
+    assert main([*arguments, "--out", str(tmp_path / "model"), "--aligner", str(tmp_path / "aligner")]) == 0
+    model = load_pretrained(tmp_path / "model", "cpu")
+    assert model.aligner.fingerprint() == tiny_aligner(inventory).fingerprint()
+    assert model.ar.config.alignment
+    assert model.nar.config.prompt_summary
+    assert describe(tmp_path / "model")["parts"]["aligner"]["config"]["inventory_version"] == "1"

@@ -23,8 +23,9 @@ FRAMES = [30, 41, 38, 55, 47, 33, 62, 29]
 
 
 def config_file(tmp_path: Path, pack: Path, **changes) -> Path:
-    """A small run as a TOML file; ``changes`` are keys of the tables run, batches, optimiser and transformer."""
+    """A small run as a TOML file; ``changes`` are keys of the tables run, batches, optimiser, transformer and model."""
     tables = {
+        "model": {"alignment": False},
         "transformer": {**SIZE, "dropout": 0.1},
         "batches": {"max_frames": 130, "max_seconds": 1.5, "min_seconds": 0.1, "join_same_speaker": 0.4},
         "optimiser": {"lr": 3e-3, "warmup_steps": 2, "betas": [0.9, 0.95]},
@@ -33,11 +34,13 @@ def config_file(tmp_path: Path, pack: Path, **changes) -> Path:
     for key, value in changes.items():
         table = next(name for name, fields in tables.items() if key in fields or name == "run")
         tables[table][key] = value
-    lines = [f'pack = "{pack}"', f'out = "{tmp_path / "runs"}"', 'device = "cpu"']
+    lines = [f'pack = "{pack}"', f'out = "{tmp_path / "runs"}"', 'device = "cpu"', 'precision = "fp32"']
     for kind in ("ar", "nar"):
         for name, fields in tables.items():
             lines.append(f"[{kind}.{'model.transformer' if name == 'transformer' else name}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+            if name == "model" and kind == "nar" and fields["alignment"]:
+                lines += ["prompt_summary = true", "stage_weights = [3, 2, 1, 1, 1, 1, 1]"]
     path = tmp_path / "config.toml"
     path.write_text("\n".join(lines))
     return path
@@ -53,12 +56,13 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("alignment", [False, True])
 @pytest.mark.parametrize("kind", ["ar", "nar"])
-def test_stop_and_resume_equals_uninterrupted(kind, tmp_path, make_pack):
-    pack = make_pack({"train": FRAMES, "dev": [40, 50]})
-    whole = train(kind, config_file(tmp_path, pack, accumulate=2), out=tmp_path / "whole")
+def test_stop_and_resume_equals_uninterrupted(kind, alignment, tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40, 50]}, aligned=alignment)
+    whole = train(kind, config_file(tmp_path, pack, accumulate=2, alignment=alignment), out=tmp_path / "whole")
 
-    config = config_file(tmp_path, pack, accumulate=2, checkpoint_every=3)
+    config = config_file(tmp_path, pack, accumulate=2, checkpoint_every=3, alignment=alignment)
     stopped = tmp_path / "stopped" / kind
     trainer = Trainer(kind, load_train_config(config), stopped)
     trainer.start(resume=False)
@@ -99,23 +103,26 @@ def test_tiny_overfits_a_few_utterances(kind, tmp_path, make_pack):
     assert load_weights(kind, tmp_path / kind / "best").config.transformer.dim == 64
 
 
-@pytest.mark.parametrize("name", ["tiny", "default", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "default", "v1", "paper"])
 @pytest.mark.parametrize("kind", ["ar", "nar"])
 def test_configurations_are_whole(name, kind):
     config = load_train_config(CONFIGS / f"{name}.toml")
-    info = PackInfo("c", "1", n_phonemes=100, separator_id=0, frame_rate=75.0)
+    kinds = (2,) + (0,) * 99
+    info = PackInfo("c", "1", n_phonemes=100, separator_id=0, frame_rate=75.0, phoneme_kinds=kinds, aligned=True)
     with torch.device("meta"):
         task = make_task(kind, getattr(config, kind).model, info)
     millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-    low, high = {"tiny": (0.1, 1), "default": (4, 12), "paper": (150, 220)}[name]
+    low, high = {"tiny": (0.1, 1), "default": (4, 12), "v1": (4, 12), "paper": (150, 220)}[name]
     assert low < millions < high
 
 
-def test_accumulated_batches_equal_one_large_batch(tmp_path, make_pack):
-    pack = make_pack({"train": [40, 40, 40, 40], "dev": [40]})
+@pytest.mark.parametrize("alignment", [False, True])
+def test_accumulated_batches_equal_one_large_batch(alignment, tmp_path, make_pack):
+    pack = make_pack({"train": [40, 40, 40, 40], "dev": [40]}, aligned=alignment)
     gradients = []
     for max_frames, accumulate in ((160, 1), (80, 2)):
         changes = {"dropout": 0.0, "join_same_speaker": 0.0, "max_frames": max_frames, "accumulate": accumulate}
+        changes["alignment"] = alignment
         trainer = Trainer(
             "ar", load_train_config(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run"
         )
@@ -126,12 +133,14 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path, make_pack):
     assert max(float(g.abs().max()) for g in gradients[0]) > 1e-3  # not vacuous
 
 
-def test_token_weights_not_batch_weights(tmp_path, make_pack):
+@pytest.mark.parametrize("alignment", [False, True])
+def test_token_weights_not_batch_weights(alignment, tmp_path, make_pack):
     """A batch of 20 frames and one of 60 count 1 to 3, as they would in one batch."""
-    pack = make_pack({"train": [20, 60], "dev": [40]})
+    pack = make_pack({"train": [20, 60], "dev": [40]}, aligned=alignment)
     gradients = []
     for max_frames, accumulate in ((120, 1), (60, 2)):
         changes = {"dropout": 0.0, "join_same_speaker": 0.0, "max_frames": max_frames, "accumulate": accumulate}
+        changes["alignment"] = alignment
         trainer = Trainer(
             "ar", load_train_config(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run"
         )
@@ -192,16 +201,24 @@ def test_budget_brings_the_learning_rate_to_its_end(tmp_path, make_pack):
     assert (run / "best").exists()
 
 
-@pytest.mark.parametrize("kind", ["ar", "nar"])
-def test_a_sample_is_spoken_and_a_broken_one_is_not_fatal(kind, tmp_path, make_pack, monkeypatch):
-    pack = make_pack({"train": [30, 40], "dev": [160, 170, 180, 190]})
-    config = load_train_config(config_file(tmp_path, pack, max_seconds=4.0, max_frames=400, max_steps=2, eval_every=1))
+@pytest.mark.parametrize("alignment", [False, True])
+@pytest.mark.parametrize("kind", ["ar", "nar", "both"])
+def test_a_sample_is_spoken_and_a_broken_one_is_not_fatal(kind, alignment, tmp_path, make_pack, monkeypatch):
+    pack = make_pack({"train": [30, 40], "dev": [160, 170, 180, 190]}, aligned=alignment)
+    options = {"max_seconds": 4.0, "max_frames": 400, "max_steps": 2, "eval_every": 1, "alignment": alignment}
+    config = load_train_config(config_file(tmp_path, pack, **options))
+    n_quantizers = 1 if kind == "ar" else 8
+    if kind == "both":  # the AR with a NAR that is trained already
+        kind = "ar"
+        trainer = Trainer("nar", config, tmp_path / "nar")
+        trainer.start(resume=False)
+        trainer.run()
 
     class FakeCodec:
         sample_rate = 24000
 
         def decode(self, codes):
-            assert codes.shape[1] == (8 if kind == "nar" else 1)
+            assert codes.shape[1] == n_quantizers
             return codes[:, :1].float().repeat_interleave(320, dim=2) / 1024
 
     monkeypatch.setattr(Trainer, "_load_codec", lambda self: FakeCodec())
@@ -211,7 +228,7 @@ def test_a_sample_is_spoken_and_a_broken_one_is_not_fatal(kind, tmp_path, make_p
     assert len(list((tmp_path / kind / "samples").glob(f"dev-{kind}-*.wav"))) == 2
 
     monkeypatch.setattr(FakeCodec, "decode", lambda self, codes: 1 / 0)
-    trainer = Trainer(kind, config, tmp_path / "second" / kind)
+    trainer = Trainer(kind, config, tmp_path / f"second-{kind}")
     trainer.start(resume=False)
     trainer.run()
     assert trainer.step == 2
@@ -225,6 +242,38 @@ def test_validation_tells_every_stage(tmp_path, make_pack):
         assert 0 <= values[f"dev/top1_{stage}"] <= values[f"dev/top10_{stage}"] <= 1
     mean = sum(values[f"dev/loss_{stage}"] for stage in range(2, 9)) / 7
     assert values["dev/loss"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_alignment_needs_an_aligned_pack(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    for kind in ("ar", "nar"):
+        with pytest.raises(
+            ValleError, match=rf"\[{kind}.model\] needs a pack with an alignment.*valle prepare --aligner"
+        ):
+            train(kind, config_file(tmp_path, pack, alignment=True))
+
+
+def test_alignment_is_learnt_and_told(tmp_path, make_pack):
+    pack = make_pack({"train": [41, 47, 53], "dev": [41, 47, 53]}, aligned=True)
+    changes = {"max_steps": 120, "eval_every": 1000, "dropout": 0.0, "lr": 1e-2, "alignment": True}
+    run = train("ar", config_file(tmp_path, pack, **changes))
+    first, last = log(run)[0], log(run)[-2]
+    assert first["train/move_loss"] > 3 * last["train/move_loss"]
+    assert last["train/move_top1"] > 0.95
+    assert log(run)[-1]["dev/move_top1"] > 0.5
+    assert load_weights("ar", run / "best").config.phoneme_kinds == (2,) + (0,) * 9
+
+
+def test_a_run_of_an_older_program_goes_on(tmp_path, make_pack):
+    """Options that it did not know have their defaults."""
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    run = train("nar", config_file(tmp_path, pack, max_steps=2))
+    kept = json.loads((run / "config.json").read_text())
+    for name in ("alignment", "prompt_summary", "stage_weights"):
+        del kept["identity"]["model"][name]
+    (run / "config.json").write_text(json.dumps(kept))
+    train("nar", config_file(tmp_path, pack, max_steps=3), resume=True)
+    assert log(run)[-1]["step"] == 3
 
 
 def test_unknown_model_field_is_named(tmp_path, make_pack):

@@ -94,6 +94,9 @@ class LossConfig:
     """Log-mel read off the quantised vectors by a small network (see ``MelProbe``); never balanced."""
     pitch: float = 1.0
     """Error of the pitch, in octaves, that a harmonic decoder tells; never balanced."""
+    energy: bool = True
+    """Two draws of a harmonic decoder's noise are compared by the spectral energy distance instead of one by the mel
+    difference alone (``MultiScaleMelLoss.energy_distance``)."""
     balancer: bool = True
     """Balance the gradients once the discriminators take part."""
 
@@ -340,12 +343,15 @@ class CodecTrainer:
         full = torch.rand(batch, generator=self.generator) < self.config.full_share
         return torch.where(full, n, drawn).to(self.device)
 
-    def decode(self, z: Tensor, crops: Crops) -> tuple[Tensor, Tensor]:
-        """z [B, D, T] -> wav [B, 1, T * hop], and the pitch's error (0 for a decoder that tells none)."""
+    def decode(self, z: Tensor, crops: Crops) -> tuple[Tensor, Tensor | None, Tensor]:
+        """z [B, D, T] -> wav [B, 1, T * hop], a second draw of it, and the pitch's error.
+
+        A decoder that draws nothing has no second draw, and its pitch no error.
+        """
         decoder = self.codec.decoder
         if not isinstance(decoder, HarmonicDecoder):
             wav: Tensor = decoder(z)
-            return wav, z.new_zeros(())
+            return wav, None, z.new_zeros(())
         assert crops.hz is not None
         assert crops.voiced is not None
         with self.autocast:
@@ -354,8 +360,11 @@ class CodecTrainer:
         if self.progress() >= self.config.own_pitch_start:
             own = torch.rand(len(hz), 1, generator=self.generator).to(hz.device) < 0.5
             hz = torch.where(own, pitch_hz(logits.detach()), hz)
-        wav = decoder.synthesise(filters, hz, decoder.random_start(hz, self.generator))
-        return wav, decoder.pitch_loss(logits, crops.hz, crops.voiced)
+        # The balancer shares out the gradient of one wave only.
+        n_draws = 2 if self.config.loss.energy and self.step < self.config.adversarial_start else 1
+        draws = [decoder.synthesise(filters, hz, decoder.random_start(hz, self.generator)) for _ in range(n_draws)]
+        pitch = decoder.pitch_loss(logits, crops.hz, crops.voiced)
+        return draws[0], draws[1] if n_draws == 2 else None, pitch
 
     def train_step(self, crops: Crops) -> dict[str, float]:
         """One step of the codec, and of the discriminators once they take part; returns the losses."""
@@ -372,14 +381,18 @@ class CodecTrainer:
         elif self.quantizing:
             quantized = self.codec.quantizer(z, self.draw_quantizers(len(wav)), generator=self.generator)
             z, commitment = quantized.z, quantized.commitment_loss
-        output, pitch = self.decode(z, crops)
+        output, other, pitch = self.decode(z, crops)
         output = output[..., : wav.shape[2]]
-        losses = {"mel": self.mel_loss(output, wav)}
+        values: dict[str, float] = {"pitch": float(pitch.detach())}
+        if other is None:
+            losses = {"mel": self.mel_loss(output, wav)}
+        else:
+            energy, distance = self.mel_loss.energy_distance(output, other[..., : wav.shape[2]], wav)
+            losses, values["distance"] = {"mel": energy}, float(distance)
         if config.loss.waveform > 0:
             losses["waveform"] = waveform_loss(output, wav)
         # What does not pass through the wave is kept apart: the balancer shares out the wave's gradient only.
         inner = commitment * config.loss.commitment + pitch * config.loss.pitch
-        values: dict[str, float] = {"pitch": float(pitch.detach())}
         if self.probe is not None and self.quantizing:
             assert isinstance(self.codec, SpectralCodec)
             probe = self.probe(z, self.codec.mel(wav))

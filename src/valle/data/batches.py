@@ -60,6 +60,7 @@ class Rows(NamedTuple):
     phoneme_lens: Tensor  # [B]
     codes: Tensor  # [B, 8, T] int64
     code_lens: Tensor  # [B]
+    durations: Tensor | None = None  # [B, S] int64, frames of each phoneme, 0 in padding; None: the pack has none
 
 
 class BatchSampler:
@@ -193,18 +194,24 @@ class BatchSampler:
 
 
 def collate(split: PackSplit, examples: Sequence[Example]) -> Rows:
-    """Read the utterances of a batch and pad them with zeros."""
-    separator = torch.tensor([split.info.separator_id])
-    phonemes, codes = [], []
+    """Read the utterances of a batch and pad them with zeros; a separator between utterances lasts no frame."""
+    separator, no_frame = torch.tensor([split.info.separator_id]), torch.tensor([0])
+    phonemes, codes, durations = [], [], []
     for example in examples:
         parts: list[Tensor] = []
         for i in example:
             parts += [separator, split.phonemes(i)]
         phonemes.append(torch.cat(parts[1:]))  # [S]
         codes.append(torch.cat([split.codes(i) for i in example], dim=1).t())  # [T, 8]
+        if split.info.aligned:
+            parts = []
+            for i in example:
+                parts += [no_frame, split.durations(i)]
+            durations.append(torch.cat(parts[1:]))  # [S]
     return Rows(
         pad_sequence(phonemes, batch_first=True),  # [B, S]
         torch.tensor([len(p) for p in phonemes]),
         pad_sequence(codes, batch_first=True).transpose(1, 2).contiguous(),  # [B, 8, T]
         torch.tensor([len(c) for c in codes]),
+        pad_sequence(durations, batch_first=True) if durations else None,  # [B, S]
     )

@@ -8,6 +8,7 @@ A pack is a folder with
 - ``phonemes.json``: the inventory itself, copied into every model trained on the pack;
 - ``<split>-00000.safetensors`` ...: ``codes`` int16 [8, total_T], ``code_offsets`` int64 [n + 1], ``phonemes`` int16
   [total_S], ``phoneme_offsets`` int64 [n + 1], ``speakers`` int32 [n] (-1 where not known); the ids in its metadata.
+  An aligned pack has ``durations`` int16 [total_S], frames of each phoneme, which sum to the frames of the utterance.
   A compact pack holds ``codes_10bit`` uint8 [total_T, 10] in place of ``codes``.
 
 Reading needs torch and safetensors alone. ``valle.data.prepare`` builds them.
@@ -66,6 +67,10 @@ class PackInfo:
     """Entries of each codebook; codes are below it."""
     speakers: tuple[str, ...] = ()
     """Speaker names; the shards hold indices into this list."""
+    phoneme_kinds: tuple[int, ...] = ()
+    """``PhonemeInventory.kinds`` of the phoneme ids; empty in old packs."""
+    aligned: bool = False
+    """Whether the shards tell how long each phoneme lasts."""
     shards: tuple[ShardInfo, ...] = ()
     """The files, in order."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -125,6 +130,18 @@ class PackSplit:
         shard, row = self._row(i)
         start, stop = shard["phoneme_offsets"][row : row + 2].tolist()
         return shard["phonemes"][start:stop].long()
+
+    def durations(self, i: int) -> Tensor:
+        """durations [S] int64 of utterance i: frames of each phoneme, which sum to T.
+
+        Raises:
+            ValleError: the pack is not aligned.
+        """
+        shard, row = self._row(i)
+        if "durations" not in shard:
+            raise ValleError("the pack does not tell how long phonemes last; build it again with `--aligner`")
+        start, stop = shard["phoneme_offsets"][row : row + 2].tolist()
+        return shard["durations"][start:stop].long()
 
     def _row(self, i: int) -> tuple[dict[str, Tensor], int]:
         number, row = self._index[i]
@@ -196,6 +213,8 @@ class PackedUtterance:
     """[8, T], of any integer type."""
     speaker: int = -1
     """Index into ``PackInfo.speakers``, -1 when not known."""
+    durations: Tensor | None = None
+    """[S] frames of each phoneme, of any integer type; needed where ``PackInfo.aligned``."""
 
 
 def write_shard(
@@ -220,6 +239,11 @@ def write_shard(
         "phoneme_offsets": torch.tensor([0, *(len(u.phonemes) for u in utterances)]).cumsum(0),
         "speakers": torch.tensor([u.speaker for u in utterances], dtype=torch.int32),
     }
+    if info.aligned:
+        durations = [u.durations for u in utterances if u.durations is not None]
+        assert len(durations) == len(utterances), "an aligned pack needs durations of every utterance"
+        tensors["durations"] = torch.cat([d.to(torch.int16) for d in durations] or [torch.zeros(0).short()])
+        assert len(tensors["durations"]) == len(phonemes), "a duration for each phoneme"
     ids = json.dumps([u.id for u in utterances])
     write_atomic(path, save(tensors, metadata={"ids": ids, **(metadata or {})}))
 

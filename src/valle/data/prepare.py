@@ -4,7 +4,9 @@ Utterances that would teach nonsense are left out with a reason: unreadable or s
 text, or a text that its audio cannot hold. Each is encoded alone, because padding would change the codes at its end. A
 build that was stopped goes on where it was: a shard that is complete and made from the same input is kept.
 
-``valle prepare SOURCE... --codec DIR --out DIR [--splits train,dev]``
+With an aligner (``valle.asr``) the pack also tells how many frames each phoneme lasts.
+
+``valle prepare SOURCE... --codec DIR --out DIR [--splits train,dev] [--aligner DIR]``
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,10 +40,13 @@ from valle.data.pack import (
 from valle.errors import ValleError
 
 if TYPE_CHECKING:
+    from valle.asr import Aligner
     from valle.codec.base import Codec
     from valle.text import PhonemeInventory
 
 Phonemize = Callable[[str, str], Sequence[str]]
+A = TypeVar("A")
+B = TypeVar("B")
 
 SILENCE_PEAK = 1e-3
 """A recording that never gets louder than this, -60 dBFS, is silence."""
@@ -66,10 +72,77 @@ class PrepareConfig:
     """Bring all to one level, that of references."""
     compact: bool = False
     """Store ten bits a code instead of sixteen."""
+    min_likelihood: float | None = None
+    """With an aligner: utterances of a lower log-likelihood a frame are left out; by default none."""
 
 
-class _Rejected(Exception):
+class Rejected(Exception):
     """This utterance stays out; the message is the reason."""
+
+
+def read_utterance(
+    utterance: Utterance,
+    sample_rate: int,
+    inventory: PhonemeInventory,
+    phonemize: Phonemize,
+    config: PrepareConfig,
+) -> tuple[list[int], Tensor]:
+    """Phoneme ids and wav [1, N] of an utterance that is fit to learn from; an aligner learns from the same.
+
+    Raises:
+        Rejected: it is not.
+    """
+    if not (utterance.text or "").strip():
+        raise Rejected("no text")
+    assert utterance.text is not None
+    try:
+        ids = inventory.encode(list(phonemize(utterance.text, utterance.lang)))
+    except ValleError as error:
+        raise Rejected("text that cannot be phonemised") from error
+    wav = _load(utterance, sample_rate, config)  # [1, N]
+    seconds = wav.shape[1] / sample_rate
+    if seconds < config.min_seconds:
+        raise Rejected(f"shorter than {config.min_seconds:g} s")
+    if seconds > config.max_seconds:
+        raise Rejected(f"longer than {config.max_seconds:g} s")
+    if len(ids) / seconds > MAX_PHONEMES_PER_S:
+        raise Rejected("more text than its audio can hold")
+    if len(ids) / seconds < MIN_PHONEMES_PER_S:
+        raise Rejected("more audio than its text can fill")
+    return ids, wav
+
+
+def ahead(function: Callable[[A], B], items: Iterable[A], *, n_threads: int = 2, depth: int = 16) -> Iterator[B]:
+    """``map(function, items)`` in threads, up to ``depth`` items before they are asked for; the order stays."""
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _load(utterance: Utterance, sample_rate: int, config: PrepareConfig) -> Tensor:
+    """wav [1, N], made ready as ``valle.audio.load_reference`` makes the prompts that the models will be given."""
+    from valle.audio import normalise_loudness, trim_silence
+
+    try:
+        wav = load_wav(utterance, sample_rate)  # [1, N]
+    except ValleError as error:
+        raise Rejected("unreadable audio") from error
+    if float(wav.abs().max()) < SILENCE_PEAK:
+        raise Rejected("silent audio")
+    if config.trim:
+        wav = trim_silence(wav, sample_rate)
+    if config.normalise:
+        wav = normalise_loudness(wav, sample_rate)
+    return wav
 
 
 def build_pack(
@@ -82,6 +155,7 @@ def build_pack(
     inventory: PhonemeInventory | None = None,
     phonemize: Phonemize | None = None,
     device: str | torch.device = "cpu",
+    aligner: Aligner | None = None,
 ) -> PackInfo:
     """Encode the utterances of ``manifests`` into the pack ``out``.
 
@@ -94,16 +168,20 @@ def build_pack(
         inventory: phoneme ids, ``valle.text.DEFAULT_INVENTORY`` by default.
         phonemize: (text, language) -> symbols, ``valle.text`` with espeak by default.
         device: where the codec runs.
+        aligner: tells how long each phoneme lasts; without one the pack holds no durations.
 
     Raises:
-        ValleError: a manifest is wrong, or no utterance of a split is fit.
+        ValleError: a manifest is wrong, the aligner is for another inventory or frame rate, or no utterance of a split
+            is fit.
     """
     config, splits, out = config or PrepareConfig(), tuple(splits), Path(out)
     if inventory is None:
         from valle.text import DEFAULT_INVENTORY
 
         inventory = DEFAULT_INVENTORY
-    phonemize = phonemize or _espeak()
+    phonemize = phonemize or espeak()
+    if aligner is not None:
+        _check_fit(aligner, inventory, codec)
     utterances = [u for manifest in manifests for u in read_manifest(manifest) if u.split in splits]
     for split in splits:
         if not any(u.split == split for u in utterances):
@@ -119,9 +197,11 @@ def build_pack(
         frame_rate=codec.frame_rate,
         n_quantizers=codec.n_quantizers,
         codebook_size=codec.codebook_size,
+        phoneme_kinds=inventory.kinds,
+        aligned=aligner is not None,
         speakers=tuple(sorted({u.speaker for u in utterances if u.speaker is not None})),
     )
-    maker = _ShardMaker(info, codec, inventory, phonemize, config, device)
+    maker = _ShardMaker(info, codec, inventory, phonemize, config, device, aligner)
     shards: list[ShardInfo] = []
     rejected: list[dict[str, str]] = []
     often = 0.2 if sys.stderr.isatty() else 30.0  # seconds between updates: a log is not a screen
@@ -152,9 +232,10 @@ class _ShardMaker:
         phonemize: Phonemize,
         config: PrepareConfig,
         device: str | torch.device,
+        aligner: Aligner | None,
     ) -> None:
         self.info, self.codec, self.inventory, self.config = info, codec, inventory, config
-        self.phonemize, self.device = phonemize, device
+        self.phonemize, self.device, self.aligner = phonemize, device, aligner
         self.speakers = {name: i for i, name in enumerate(info.speakers)}
 
     def make(
@@ -168,10 +249,12 @@ class _ShardMaker:
         else:
             packed: list[PackedUtterance] = []
             left_out: list[dict[str, str]] = []
-            for utterance in utterances:
+            for utterance, read in zip(utterances, ahead(self._read, utterances), strict=True):
                 try:
-                    packed.append(self._encode(utterance))
-                except _Rejected as reason:
+                    if isinstance(read, Rejected):
+                        raise read
+                    packed.append(self._encode(utterance, *read))
+                except Rejected as reason:
                     detail = str(reason.__cause__ or "")
                     left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
                 bar.update()
@@ -183,51 +266,42 @@ class _ShardMaker:
         rejected: list[dict[str, str]] = json.loads(metadata["rejected"])
         return ShardInfo(path.name, split, len(json.loads(metadata["ids"])), round(hours, 4)), rejected
 
-    def _encode(self, utterance: Utterance) -> PackedUtterance:
-        """Phonemes and codes of one utterance, or ``_Rejected``."""
-        if not (utterance.text or "").strip():
-            raise _Rejected("no text")
-        assert utterance.text is not None
+    def _read(self, utterance: Utterance) -> tuple[list[int], Tensor] | Rejected:
+        """What can be done before the codec's turn comes, in another thread."""
         try:
-            ids = self.inventory.encode(list(self.phonemize(utterance.text, utterance.lang)))
-        except ValleError as error:
-            raise _Rejected("text that cannot be phonemised") from error
-        wav = self._load(utterance)  # [1, N]
-        seconds = wav.shape[1] / self.codec.sample_rate
-        if seconds < self.config.min_seconds:
-            raise _Rejected(f"shorter than {self.config.min_seconds:g} s")
-        if seconds > self.config.max_seconds:
-            raise _Rejected(f"longer than {self.config.max_seconds:g} s")
-        if len(ids) / seconds > MAX_PHONEMES_PER_S:
-            raise _Rejected("more text than its audio can hold")
-        if len(ids) / seconds < MIN_PHONEMES_PER_S:
-            raise _Rejected("more audio than its text can fill")
+            return read_utterance(utterance, self.codec.sample_rate, self.inventory, self.phonemize, self.config)
+        except Rejected as reason:
+            return reason
+
+    def _encode(self, utterance: Utterance, ids: list[int], wav: Tensor) -> PackedUtterance:
+        """Codes, and durations if there is an aligner, of an utterance that is fit; or ``Rejected``."""
+        durations = None
+        if self.aligner is not None:
+            try:
+                alignment = self.aligner.align(wav, ids)
+            except ValleError as error:
+                raise Rejected("text and audio that cannot be aligned") from error
+            least = self.config.min_likelihood
+            if least is not None and alignment.log_likelihood < least:
+                raise Rejected("text that is hardly what is said")
+            durations = alignment.durations  # [S]
         with torch.inference_mode():
             codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu()  # [8, T]
+        if durations is not None:
+            assert int(durations.sum()) == codes.shape[1], "the aligner and the codec disagree about the frames"
         speaker = -1 if utterance.speaker is None else self.speakers[utterance.speaker]
-        return PackedUtterance(utterance.id, torch.tensor(ids), codes, speaker)
-
-    def _load(self, utterance: Utterance) -> Tensor:
-        """wav [1, N], made ready as ``valle.audio.load_reference`` makes the prompts that the models will be given."""
-        from valle.audio import normalise_loudness, trim_silence
-
-        try:
-            wav = load_wav(utterance, self.codec.sample_rate)  # [1, N]
-        except ValleError as error:
-            raise _Rejected("unreadable audio") from error
-        if float(wav.abs().max()) < SILENCE_PEAK:
-            raise _Rejected("silent audio")
-        if self.config.trim:
-            wav = trim_silence(wav, self.codec.sample_rate)
-        if self.config.normalise:
-            wav = normalise_loudness(wav, self.codec.sample_rate)
-        return wav
+        return PackedUtterance(utterance.id, torch.tensor(ids), codes, speaker, durations)
 
     def _key(self, utterances: list[Utterance]) -> str:
         """What a shard was made from; another key means that it must be made again."""
         digest = hashlib.sha256()
         config = to_dict(self.config)
-        digest.update(json.dumps([self.codec.fingerprint(), self.inventory.version, config]).encode())
+        made_by = [self.codec.fingerprint(), self.inventory.version, config]
+        if self.aligner is None:
+            del config["min_likelihood"]  # it decides nothing
+        else:
+            made_by.append(self.aligner.fingerprint())
+        digest.update(json.dumps(made_by).encode())
         for u in utterances:
             number = None if u.speaker is None else self.speakers[u.speaker]
             digest.update(json.dumps([u.id, str(u.path), u.text, u.lang, number]).encode())
@@ -258,7 +332,26 @@ def _metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def _espeak() -> Phonemize:
+def _check_fit(aligner: Aligner, inventory: PhonemeInventory, codec: Codec) -> None:
+    """
+    Raises:
+        ValleError: the aligner's phonemes are not the inventory's, or its frames not the codec's.
+    """
+    from valle.asr.aligner import HOP_LENGTH, SAMPLE_RATE
+
+    if aligner.inventory_version != inventory.version:
+        raise ValleError(
+            f"the aligner knows the phoneme inventory {aligner.inventory_version}, but {inventory.version} is used; "
+            "train one with `valle asr train-aligner`"
+        )
+    if (codec.sample_rate, codec.hop_length) != (SAMPLE_RATE, HOP_LENGTH):
+        raise ValleError(
+            f"the codec has a frame every {codec.hop_length} samples at {codec.sample_rate} Hz; an aligner is for "
+            f"{HOP_LENGTH} at {SAMPLE_RATE} Hz: leave out --aligner"
+        )
+
+
+def espeak() -> Phonemize:
     """Normaliser and espeak, one phonemizer a language."""
     from valle.text import Phonemizer
 
@@ -281,15 +374,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--splits", default="train,dev", metavar="A,B", help="which splits to take (train,dev)")
     parser.add_argument("--min-seconds", type=float, default=PrepareConfig.min_seconds, metavar="F")
     parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds, metavar="F")
+    parser.add_argument("--aligner", metavar="DIR", help="also tell how long each phoneme lasts, by this aligner")
+    parser.add_argument(
+        "--min-likelihood",
+        type=float,
+        metavar="F",
+        help="with --aligner: leave out what has a lower log-likelihood a frame (nothing)",
+    )
     parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args(argv)
     from valle.codec.base import load_codec
 
-    config = PrepareConfig(min_seconds=args.min_seconds, max_seconds=args.max_seconds, compact=args.compact)
+    config = PrepareConfig(
+        min_seconds=args.min_seconds,
+        max_seconds=args.max_seconds,
+        compact=args.compact,
+        min_likelihood=args.min_likelihood,
+    )
     splits = args.splits.split(",")
     codec = load_codec(args.codec)
-    info = build_pack(args.manifests, codec, args.out, splits=splits, config=config, device=args.device)
+    aligner = None
+    if args.aligner:
+        from valle.asr import Aligner
+
+        aligner = Aligner.load(args.aligner)
+    info = build_pack(
+        args.manifests, codec, args.out, splits=splits, config=config, device=args.device, aligner=aligner
+    )
     for split in splits:
         n = sum(s.utterances for s in info.shards if s.split == split)
         left_out = ", ".join(f"{n} {reason}" for reason, n in info.rejected[split].items()) or "none"

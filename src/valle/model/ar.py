@@ -10,6 +10,9 @@ Rows of a batch are packed: the codes of a row follow its own ``<eos>`` at once 
 causality hides it from everything that counts. So training needs no mask, and the fastest attention kernels apply.
 
 As in the paper the output layer is the acoustic embedding, and phonemes too are read causally; both are config values.
+
+With ``alignment``, a departure described in ``valle.model.alignment``, the place that foretells a frame is told the
+phoneme of that frame, and foretells besides where the frame after it belongs. Speech then ends with its phonemes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,17 @@ from torch import Tensor, nn
 
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
+from valle.model.alignment import (
+    N_AGES,
+    PhonemeContext,
+    Pointer,
+    first_symbol,
+    frame_age,
+    frame_index,
+    look_up,
+    move_targets,
+    next_symbols,
+)
 from valle.model.sampling import SamplingConfig, sample
 from valle.model.transformer import (
     IGNORE_INDEX,
@@ -37,7 +51,8 @@ from valle.model.transformer import (
 )
 
 StopReason = Literal["eos", "max_frames"]
-"""Why an utterance ended: the model drew its end, or reached the limit (the speech is then probably cut, or a loop)."""
+"""Why an utterance ended: the model drew its end (with alignment: its phonemes were at an end), or reached the limit:
+the speech is then probably cut, or a loop."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +69,19 @@ class ARConfig:
     """The output layer is the acoustic embedding, as in the paper; False gives it weights of its own."""
     phoneme_attention: Literal["causal", "full"] = "causal"
     """"full" lets phonemes see those after them too (a prefix language model); the paper is causal everywhere."""
+    alignment: bool = False
+    """Tell every frame its phoneme, and end with the phonemes (``valle.model.alignment``); the paper does not."""
+    phoneme_kinds: tuple[int, ...] = ()
+    """With alignment, the kind of each symbol of the inventory: phone, mark or pause."""
 
     def __post_init__(self) -> None:
         if self.n_phonemes < 1 or self.codebook_size < 1:
             raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
+        if self.alignment and len(self.phoneme_kinds) != self.n_phonemes:
+            raise ValleError(
+                f"alignment needs the kind of each of the {self.n_phonemes} phonemes, but phoneme_kinds has "
+                f"{len(self.phoneme_kinds)}; take PhonemeInventory.kinds"
+            )
 
 
 class ARBatch(NamedTuple):
@@ -67,10 +91,19 @@ class ARBatch(NamedTuple):
     phoneme_lens: Tensor  # [B] int64
     codes: Tensor  # [B, T] int64, codebook 1, without <eos>
     code_lens: Tensor  # [B] int64
+    durations: Tensor | None = None  # [B, S] int64, frames of each phoneme, code_lens in all; for alignment
 
     def to(self, device: str | torch.device) -> ARBatch:
         """The same batch on another device."""
-        return ARBatch(*(x.to(device, non_blocking=True) for x in self))
+        moved = {k: x.to(device, non_blocking=True) for k, x in self._asdict().items() if x is not None}
+        return self._replace(**moved)
+
+
+class AROutputs(NamedTuple):
+    """What the model says at each place t of a batch, knowing its first t codes."""
+
+    codes: Tensor  # logits [B, T + 1, codebook_size + 1] of what follows, a code or <eos>
+    moves: Tensor | None  # with alignment, logits [B, T + 1, 3]: whether frame t + 1 stays at the symbol of frame t
 
 
 class ARStep(NamedTuple):
@@ -81,6 +114,8 @@ class ARStep(NamedTuple):
         float
     ]  # of what was drawn, be it <eos>, under the model's own distribution; 0 once the row has ended
     stop_reasons: list[StopReason | None]  # None: the row goes on
+    # NOTE a field hides the tuple's method of that name.
+    index: list[int] | None = None  # type: ignore[assignment]  # with alignment, the place of the frame's phoneme
 
 
 class ARResult(NamedTuple):
@@ -89,6 +124,8 @@ class ARResult(NamedTuple):
     codes: list[Tensor]  # of row i [t_i] int64, without prompt and <eos>
     stop_reasons: list[StopReason]
     log_probs: Tensor  # [B] float32, the mean over what was drawn, to choose among candidates
+    # NOTE a field hides the tuple's method of that name.
+    index: list[Tensor] | None = None  # type: ignore[assignment]  # with alignment, [t_i] the place of each phoneme
 
 
 @dataclass
@@ -99,10 +136,14 @@ class ARState:
     positions: Tensor  # [B] the position of the next code
     max_position: int  # no position reaches this
     mask: Tensor | None  # [B, 1, 1, cache.max_len] bool, columns that hold something; None when all do
+    context: Tensor | None = None  # [B, S + 1, D] with alignment, the vectors of the phonemes
+    moves: Tensor | None = None  # [B, 3] float32, with alignment, logits of where the frame after the next belongs
 
 
 class AR(nn.Module):
     """Phonemes and some codes in, the next code out. ``phoneme_eos_id`` ends the phonemes, ``eos_id`` the codes."""
+
+    kinds: Tensor  # [n_phonemes], with alignment
 
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
@@ -116,6 +157,13 @@ class AR(nn.Module):
         self.transformer = Transformer(config.transformer)
         # No second name for tied weights: a checkpoint then holds them once.
         self.output_emb = None if config.tie_weights else Embedding(config.codebook_size + 1, dim)
+        if config.alignment:
+            self.context = PhonemeContext(config.n_phonemes, dim)
+            self.age_emb = Embedding(N_AGES, dim)
+            self.move = nn.Linear(dim, 3)
+            nn.init.normal_(self.move.weight, std=dim**-0.5)
+            nn.init.zeros_(self.move.bias)
+            self.register_buffer("kinds", torch.tensor(config.phoneme_kinds), persistent=False)
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> AR:
@@ -135,19 +183,46 @@ class AR(nn.Module):
 
     def forward(self, batch: ARBatch) -> Tensor:
         """logits [B, T + 1, codebook_size + 1]: place t tells what follows the first t codes, a code or ``eos_id``."""
-        x, text_lens = self._embed(*batch)  # [B, S + 1 + T, D]
+        return self.outputs(batch).codes
+
+    def outputs(self, batch: ARBatch) -> AROutputs:
+        """What ``forward`` returns and, with alignment, the moves; ``batch`` then needs its durations."""
+        phonemes, phoneme_lens, codes, code_lens, durations = batch
+        x, text_lens = self._embed(phonemes, phoneme_lens, codes, code_lens)  # [B, S + 1 + T, D]
+        if self.config.alignment:
+            assert durations is not None, "a model with alignment needs the durations of the phonemes"
+            context = self.context(phonemes, phoneme_lens)  # [B, S + 1, D]
+            index = frame_index(durations, phoneme_lens, codes.shape[1] + 1)  # [B, T + 1]
+            x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens)
         h = self._transform(x, text_lens)  # [B, S + 1 + T, D]
         # What is said at the phonemes' <eos> and after it; what is said before is of no use.
         t = torch.arange(batch.codes.shape[1] + 1, device=x.device)
         columns = text_lens.unsqueeze(1) - 1 + t  # [B, T + 1]
-        return self._logits(h.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1])))
+        h = h.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1]))  # [B, T + 1, D]
+        return AROutputs(self._logits(h), self.move(h) if self.config.alignment else None)
 
-    def loss(self, logits: Tensor, batch: ARBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy over the codes and the ``<eos>`` of each row; the metrics are those of ``token_loss``."""
+    def loss(self, logits: Tensor, batch: ARBatch, moves: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy over the codes and the ``<eos>`` of each row; the metrics are those of ``token_loss``.
+
+        With alignment that of the moves is added, ``moves`` being those of ``outputs``. The metric ``loss`` is still
+        that of the codes alone; ``move_loss`` and ``move_top1`` are means over frames.
+        """
         t = torch.arange(logits.shape[1], device=logits.device)
         end = batch.code_lens.unsqueeze(1)
         targets = F.pad(batch.codes, (0, 1))  # [B, T + 1]
-        return token_loss(logits, targets.masked_fill(t == end, self.eos_id).masked_fill(t > end, IGNORE_INDEX))
+        targets = targets.masked_fill(t == end, self.eos_id).masked_fill(t > end, IGNORE_INDEX)
+        loss, metrics = token_loss(logits, targets)
+        if not self.config.alignment:
+            return loss, metrics
+        assert moves is not None, "a model with alignment learns the moves as well"
+        assert batch.durations is not None, "a model with alignment needs the durations of the phonemes"
+        index = frame_index(batch.durations, batch.phoneme_lens, logits.shape[1])  # [B, T + 1]
+        following, _ = next_symbols(batch.phonemes, batch.phoneme_lens, self.kinds)
+        targets = move_targets(index, following).masked_fill(t[:-1] >= end, IGNORE_INDEX)  # [B, T]
+        move_loss, of_moves = token_loss(moves[:, :-1], targets)
+        metrics |= {"move_loss": of_moves["loss"], "move_top1": of_moves["top1"]}
+        # NOTE per code and <eos>, by which batches are weighted: else two batches would not make one large one.
+        return loss + move_loss * (of_moves["n_tokens"] / metrics["n_tokens"]), metrics
 
     # Generation
 
@@ -158,6 +233,7 @@ class AR(nn.Module):
         phoneme_lens: Tensor,
         prompt: Tensor,
         prompt_lens: Tensor,
+        prompt_durations: Tensor | None = None,
         *,
         sampling: SamplingConfig,
         max_frames: int | Tensor,
@@ -167,10 +243,11 @@ class AR(nn.Module):
     ) -> ARResult:
         """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far."""
         codes: list[list[int]] = [[] for _ in phonemes]
+        index: list[list[int]] = [[] for _ in phonemes]
         log_probs = [0.0 for _ in phonemes]
         reasons: list[StopReason | None] = []
         steps = self.steps(
-            phonemes, phoneme_lens, prompt, prompt_lens,
+            phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations,
             sampling=sampling, max_frames=max_frames, min_frames=min_frames, generators=generators,
         )  # fmt: skip
         for n, step in enumerate(steps, start=1):
@@ -178,14 +255,22 @@ class AR(nn.Module):
                 log_probs[i] += step.log_probs[i]
                 if code is not None:
                     codes[i].append(code)
+                    if step.index is not None:
+                        index[i].append(step.index[i])
             reasons = step.stop_reasons
             if on_frame is not None:
                 on_frame(n)
-        n_drawn = [len(row) + (reason == "eos") for row, reason in zip(codes, reasons, strict=True)]
+        # With alignment <eos> is not drawn, and where there is no phone nothing is.
+        drawn_end = 0 if self.config.alignment else 1
+        n_drawn = [len(row) + drawn_end * (why == "eos") for row, why in zip(codes, reasons, strict=True)]
         return ARResult(
             [torch.tensor(row, dtype=torch.int64, device=phonemes.device) for row in codes],
             [reason for reason in reasons if reason is not None],
-            torch.tensor(log_probs, device=phonemes.device) / torch.tensor(n_drawn, device=phonemes.device),
+            torch.tensor(log_probs, device=phonemes.device)
+            / torch.tensor(n_drawn, device=phonemes.device).clamp(min=1),
+            [torch.tensor(row, dtype=torch.int64, device=phonemes.device) for row in index]
+            if self.config.alignment
+            else None,
         )
 
     @torch.no_grad()
@@ -195,6 +280,7 @@ class AR(nn.Module):
         phoneme_lens: Tensor,
         prompt: Tensor,
         prompt_lens: Tensor,
+        prompt_durations: Tensor | None = None,
         *,
         sampling: SamplingConfig,
         max_frames: int | Tensor,
@@ -203,14 +289,18 @@ class AR(nn.Module):
     ) -> Iterator[ARStep]:
         """Speak a batch frame by frame, until every row has drawn ``<eos>`` or reached its limit.
 
+        With alignment ``<eos>`` is never drawn: a row ends ("eos") when its pointer has passed the last phoneme, having
+        begun at the first phone after the prompt.
+
         Args:
             phonemes: [B, S] of the prompt's transcript and then of the text.
             phoneme_lens: [B].
             prompt: [B, T'] codebook 1 of the prompt; T' may be 0.
             prompt_lens: [B].
+            prompt_durations: [B, S] frames that each phoneme has in the prompt, prompt_lens in all; with alignment.
             sampling: how codes are drawn.
             max_frames: most new frames, for all rows or [B].
-            min_frames: ``<eos>`` is not drawn before so many new frames, for all rows or [B].
+            min_frames: ``<eos>`` is not drawn before so many new frames, for all rows or [B]; not with alignment.
             generators: one a row, fresh: a row then gives the same codes alone and in any batch. None: torch's own.
 
         Raises:
@@ -218,43 +308,69 @@ class AR(nn.Module):
         """
         assert not self.training, "call eval() before generating: dropout is on"
         n_rows, device = len(phonemes), phonemes.device
-        most, least = _per_row(max_frames, n_rows), _per_row(min_frames, n_rows)
+        most = _per_row(max_frames, n_rows)
+        least = _per_row(0 if self.config.alignment else min_frames, n_rows)
         for low, high in zip(least, most, strict=True):
             if high < max(low, 1):
                 raise ValleError(f"max_frames is {high}; it must be at least 1, and not below min_frames, {low}")
         generators = [torch.default_generator] * n_rows if generators is None else list(generators)
         assert len(generators) == n_rows, f"{len(generators)} generators for {n_rows} rows"
 
-        logits, state = self.prefill(phonemes, phoneme_lens, prompt, prompt_lens, max(most))  # [B, codebook_size + 1]
+        pointer = None
+        if self.config.alignment:
+            assert prompt_durations is not None, "a model with alignment needs the durations of the prompt's phonemes"
+            drawing = generators if sampling.temperature > 0 else None
+            pointer = Pointer(phonemes, phoneme_lens, prompt_durations, self.kinds, drawing)
+        logits, state = self.prefill(
+            phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations, max_frames=max(most)
+        )  # [B, codebook_size + 1]
         recent = _last_codes(prompt, prompt_lens, sampling.ras_window) if sampling.repetition_aware else None
         earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
         for n in range(max(most)):
             log_probs = logits.log_softmax(dim=-1)  # the model's own, before <eos> is held back
-            logits[:, self.eos_id].masked_fill_(n < earliest, -torch.inf)
+            logits[:, self.eos_id].masked_fill_((n < earliest) | self.config.alignment, -torch.inf)
             tokens = sample(logits, sampling, generators, recent)  # [B]
             log_probs = log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)  # [B]
 
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
+            index = None if pointer is None else list(pointer.index)
+            moves = None if state.moves is None else state.moves.softmax(dim=-1).tolist()  # [B][3]
             for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
                 if reasons[i] is not None:
                     continue
-                values[i] = value
-                if token == self.eos_id:
+                if token == self.eos_id or (pointer is not None and pointer.is_over(i)):
+                    values[i] = 0.0 if pointer is not None else value
                     reasons[i] = "eos"
-                else:
-                    codes[i] = token
-                    reasons[i] = "max_frames" if n + 1 == most[i] else None
-            yield ARStep(codes, values, list(reasons))
+                    continue
+                codes[i], values[i] = token, value
+                if pointer is not None and moves is not None:
+                    pointer.move(i, *moves[i])
+                    reasons[i] = "eos" if pointer.is_over(i) else None
+                if reasons[i] is None and n + 1 == most[i]:
+                    reasons[i] = "max_frames"
+            yield ARStep(codes, values, list(reasons), index)
             if None not in reasons:
                 return
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
-            logits = self.decode(tokens, state)  # rows that have ended are carried along; nobody reads them
+            # Rows that have ended are carried along; nobody reads them.
+            if pointer is None:
+                logits = self.decode(tokens, state)
+            else:
+                places = torch.tensor([pointer.index, pointer.age], device=device)  # [2, B]
+                logits = self.decode(tokens, state, places[0], places[1])
 
     def prefill(
-        self, phonemes: Tensor, phoneme_lens: Tensor, prompt: Tensor, prompt_lens: Tensor, max_frames: int
+        self,
+        phonemes: Tensor,
+        phoneme_lens: Tensor,
+        prompt: Tensor,
+        prompt_lens: Tensor,
+        prompt_durations: Tensor | None = None,
+        *,
+        max_frames: int,
     ) -> tuple[Tensor, ARState]:
         """Read phonemes and prompt, with arguments as for ``steps``.
 
@@ -262,6 +378,16 @@ class AR(nn.Module):
             logits [B, codebook_size + 1] float32 of the first new code, and the state for up to ``max_frames`` of them.
         """
         x, text_lens = self._embed(phonemes, phoneme_lens, prompt, prompt_lens)  # [B, S + 1 + T', D]
+        context = None
+        if self.config.alignment:
+            assert prompt_durations is not None, "a model with alignment needs the durations of the prompt's phonemes"
+            context = self.context(phonemes, phoneme_lens)  # [B, S + 1, D]
+            index = frame_index(prompt_durations, phoneme_lens, prompt.shape[1] + 1)  # [B, T' + 1]
+            age = frame_age(prompt_durations, phoneme_lens, index)
+            is_new = torch.arange(index.shape[1], device=x.device) == prompt_lens.unsqueeze(1)  # [B, T' + 1]
+            first = first_symbol(phonemes, phoneme_lens, prompt_durations, self.kinds)  # [B]
+            index = torch.where(is_new, first.unsqueeze(1), index)
+            x = x + self._guide(context, index, age.masked_fill(is_new, 0), text_lens)
         lens = text_lens + prompt_lens  # [B]
         longest = int(lens.max())
         x = x[:, :longest]
@@ -271,20 +397,36 @@ class AR(nn.Module):
         if bool((lens < longest).any()):
             column = torch.arange(cache.max_len, device=x.device)
             mask = ((column < lens.unsqueeze(1)) | (column >= longest)).view(len(x), 1, 1, -1)  # [B, 1, 1, max_len]
-        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask)
-        return self._logits(h[torch.arange(len(x), device=x.device), lens - 1]).float(), state
+        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask, context)
+        return self._foretell(h[torch.arange(len(x), device=x.device), lens - 1], state), state
 
-    def decode(self, codes: Tensor, state: ARState) -> Tensor:
-        """Read one more code of each row, codes [B], and advance ``state``.
+    def decode(self, codes: Tensor, state: ARState, index: Tensor | None = None, age: Tensor | None = None) -> Tensor:
+        """Read one more code of each row and advance ``state``.
+
+        Args:
+            codes: [B].
+            state: what ``prefill`` returned.
+            index: [B] with alignment, the symbol that the frame after this code belongs to.
+            age: [B] with alignment, how many frames of this symbol come before it.
 
         Returns:
             logits [B, codebook_size + 1] float32 of the code after it.
         """
         x = self.code_emb(codes) + F.embedding(state.positions, self.positions(state.max_position))  # [B, D]
+        if state.context is not None:
+            assert index is not None, "a model with alignment needs the symbol of the next frame"
+            assert age is not None, "a model with alignment needs the age of the next frame"
+            x = x + self._place(state.context, index.unsqueeze(1), age.unsqueeze(1)).squeeze(1)  # [B, D]
         mask = None if state.mask is None else state.mask[..., : state.cache.length + 1]
         h = self.transformer(x.unsqueeze(1), mask=mask, cache=state.cache)  # [B, 1, D]
         state.positions = state.positions + 1
-        return self._logits(h.squeeze(1)).float()
+        return self._foretell(h.squeeze(1), state)
+
+    def _foretell(self, h: Tensor, state: ARState) -> Tensor:
+        """h [B, D] -> logits [B, codebook_size + 1] float32 of the next code; those of the moves go into ``state``."""
+        if self.config.alignment:
+            state.moves = self.move(h).float()
+        return self._logits(h).float()
 
     # What both share
 
@@ -307,6 +449,21 @@ class AR(nn.Module):
         tables = torch.cat([self.phoneme_emb.weight, self.code_emb.weight])
         x = F.embedding(ids, tables) + F.embedding(position, self.positions(length))
         return x, text_lens
+
+    def _guide(self, context: Tensor, index: Tensor, age: Tensor, text_lens: Tensor) -> Tensor:
+        """What the places that foretell frames are told of them, in packed rows: [B, S + 1 + T, D], 0 elsewhere.
+
+        context [B, S + 1, D]; index and age [B, T + 1] of each frame and of the end; text_lens [B].
+        """
+        n_frames = index.shape[1]
+        column = torch.arange(context.shape[1] + n_frames - 1, device=index.device)  # [S + 1 + T]
+        t = column - text_lens.unsqueeze(1) + 1  # [B, S + 1 + T]; the phonemes' <eos> foretells frame 0
+        frame = t.clamp(0, n_frames - 1)
+        return self._place(context, index.gather(1, frame), age.gather(1, frame)).masked_fill((t < 0).unsqueeze(-1), 0)
+
+    def _place(self, context: Tensor, index: Tensor, age: Tensor) -> Tensor:
+        """context [B, S + 1, D], index and age [B, T] of frames -> [B, T, D]."""
+        return look_up(context, index) + self.age_emb(age.clamp(max=N_AGES - 1))  # type: ignore[no-any-return]
 
     def _transform(self, x: Tensor, text_lens: Tensor, cache: KVCache | None = None) -> Tensor:
         if self.config.phoneme_attention == "causal":

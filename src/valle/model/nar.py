@@ -9,10 +9,15 @@ embedding table of codebook j.
 
 Training draws a stage and prompts for each step (``draw_stage``, ``draw_prompt``); the loss is on the target alone.
 Without prompt (T' = 0) or without phonemes (S = 0) this is the model of the paper's ablations.
+
+Two departures, off by default: ``alignment`` tells every frame its phoneme (``valle.model.alignment``), and
+``prompt_summary`` tells every frame of the target the mean of the prompt.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +27,7 @@ from torch import Tensor, nn
 
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
+from valle.model.alignment import PhonemeContext, frame_index, look_up
 from valle.model.transformer import (
     IGNORE_INDEX,
     Embedding,
@@ -51,6 +57,13 @@ class NARConfig:
     """Length of the prompts drawn in training, 3 s; an utterance shorter than two of them gives half of itself."""
     prompt_mode: Literal["segment", "prefix"] = "segment"
     """What training takes as prompt, see draw_prompt: any segment (the paper), or the beginning (VALL-E 2)."""
+    alignment: bool = False
+    """Tell every frame its phoneme (``valle.model.alignment``); the paper does not."""
+    prompt_summary: bool = False
+    """Add the mean of the prompt to every frame of the target: a voice in one vector, which is learnt sooner than where
+    to look for it; the paper does not."""
+    stage_weights: tuple[float, ...] = ()
+    """How often training draws each of the stages, relative to the others; empty: all equally often (the paper)."""
 
     def __post_init__(self) -> None:
         if self.n_phonemes < 1 or self.codebook_size < 1:
@@ -61,6 +74,12 @@ class NARConfig:
             )
         if self.prompt_frames < 0:
             raise ValleError(f"prompt_frames is {self.prompt_frames}; it must be 0 (no prompt) or more, 225 are 3 s")
+        weights = self.stage_weights
+        if weights and (len(weights) != self.n_quantizers - 1 or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+            raise ValleError(
+                f"stage_weights is {list(weights)}; it must be empty or hold {self.n_quantizers - 1} numbers, one a "
+                "stage, none below 0 and not all 0"
+            )
 
 
 class NARBatch(NamedTuple):
@@ -73,10 +92,23 @@ class NARBatch(NamedTuple):
     prompt_codes: Tensor  # [B, K, T'] int64
     prompt_lens: Tensor  # [B] int64
     in_loss: Tensor  # [B, T] bool, the frames of the target that are in the loss
+    # NOTE a field hides the tuple's method of that name.
+    index: Tensor | None = None  # type: ignore[assignment]  # [B, T] int64, with alignment: the place of its phoneme
+    prompt_index: Tensor | None = None  # [B, T'] int64, likewise of the prompt
 
     def to(self, device: str | torch.device) -> NARBatch:
         """The same batch on another device."""
-        return NARBatch(*(x.to(device, non_blocking=True) for x in self))
+        moved = {k: x.to(device, non_blocking=True) for k, x in self._asdict().items() if x is not None}
+        return self._replace(**moved)
+
+
+class _Known(NamedTuple):
+    """What is the same at all stages."""
+
+    x: Tensor  # [B, S + T', D] phonemes and prompt
+    added: Tensor | None  # [B, T, D] or [B, 1, D], what is added to the target
+    is_target: Tensor  # [B, T] bool
+    mask: Tensor  # [B, 1, 1, S + T' + T] bool
 
 
 class NAR(nn.Module):
@@ -94,6 +126,11 @@ class NAR(nn.Module):
         self.transformer = Transformer(config.transformer, adaptive=True)
         # No second name for tied weights: a checkpoint then holds them once.
         self.output_emb = None if config.tie_weights else Embedding(len(self.stages) * config.codebook_size, dim)
+        if config.alignment:
+            self.context = PhonemeContext(config.n_phonemes, dim)
+        if config.prompt_summary:
+            self.summary = nn.Linear(dim, dim, bias=False)  # no prompt, nothing added
+            nn.init.normal_(self.summary.weight, std=dim**-0.5)
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> NAR:
@@ -116,21 +153,41 @@ class NAR(nn.Module):
 
     def forward(self, batch: NARBatch, stage: int) -> Tensor:
         """logits [B, T, codebook_size] of codebook ``stage`` (2 to 8), from the codebooks before it alone."""
-        assert stage in self.stages, f"stage is {stage}; this model predicts {self.stages}"
+        return self._predict(self._read(batch), batch.codes, stage)
+
+    def _read(self, batch: NARBatch) -> _Known:
+        """Phonemes and prompt, and what the target is told besides its codes."""
         n_quantizers = batch.prompt_codes.shape[1]
         assert n_quantizers == self.config.n_quantizers, f"the prompt has {n_quantizers} codebooks, not all"
-        n_target = batch.codes.shape[2]
         is_phoneme = padding_mask(batch.phoneme_lens, batch.phonemes.shape[1])  # [B, S]
         is_prompt = padding_mask(batch.prompt_lens, batch.prompt_codes.shape[2])  # [B, T']
-        is_target = padding_mask(batch.code_lens, n_target)  # [B, T]
-        parts = [
-            self.phoneme_emb(batch.phonemes.where(is_phoneme, 0)),  # [B, S, D]
-            self._sum_embeddings(batch.prompt_codes, is_prompt),  # [B, T', D]
-            self._sum_embeddings(batch.codes[:, : stage - 1], is_target),  # [B, T, D]
-        ]
-        x = torch.cat([part + self.positions(part.shape[1]) for part in parts], dim=1)  # [B, S + T' + T, D]
+        is_target = padding_mask(batch.code_lens, batch.codes.shape[2])  # [B, T]
+        text = self.phoneme_emb(batch.phonemes.where(is_phoneme, 0))  # [B, S, D]
+        prompt = self._sum_embeddings(batch.prompt_codes, is_prompt)  # [B, T', D]
+        added: Tensor | None = None
+        if self.config.prompt_summary:
+            total = prompt.masked_fill(~is_prompt.unsqueeze(-1), 0).sum(dim=1, keepdim=True)  # [B, 1, D]
+            added = self.summary(total / batch.prompt_lens.clamp(min=1).view(-1, 1, 1))  # [B, 1, D]
+        if self.config.alignment:
+            assert batch.index is not None, "a model with alignment needs the phonemes of frames"
+            assert batch.prompt_index is not None, "a model with alignment needs the phonemes of the prompt"
+            context = self.context(batch.phonemes, batch.phoneme_lens)  # [B, S + 1, D]
+            prompt = prompt + look_up(context, batch.prompt_index.where(is_prompt, 0))
+            told = look_up(context, batch.index.where(is_target, 0))  # [B, T, D]
+            added = told if added is None else told + added
+        x = torch.cat([part + self.positions(part.shape[1]) for part in (text, prompt)], dim=1)  # [B, S + T', D]
         mask = torch.cat([is_phoneme, is_prompt, is_target], dim=1)  # [B, S + T' + T]
-        h = self.transformer(x, mask=mask[:, None, None], condition=self.stage_emb.weight[stage - 2])
+        return _Known(x, added, is_target, mask[:, None, None])
+
+    def _predict(self, known: _Known, codes: Tensor, stage: int) -> Tensor:
+        """codes [B, k, T], of which those before ``stage`` are read -> logits [B, T, codebook_size]."""
+        assert stage in self.stages, f"stage is {stage}; this model predicts {self.stages}"
+        n_target = codes.shape[2]
+        target = self._sum_embeddings(codes[:, : stage - 1], known.is_target)  # [B, T, D]
+        if known.added is not None:
+            target = target + known.added
+        x = torch.cat([known.x, target + self.positions(n_target)], dim=1)  # [B, S + T' + T, D]
+        h = self.transformer(x, mask=known.mask, condition=self.stage_emb.weight[stage - 2])
         h = h[:, x.shape[1] - n_target :]  # [B, T, D]
         return F.linear(h, self.output_weight(stage))
 
@@ -154,6 +211,8 @@ class NAR(nn.Module):
         prompt_lens: Tensor,
         codes_1: Tensor,
         code_lens: Tensor,
+        index: Tensor | None = None,
+        prompt_index: Tensor | None = None,
     ) -> Tensor:
         """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook.
 
@@ -164,6 +223,8 @@ class NAR(nn.Module):
             prompt_lens: [B].
             codes_1: [B, T] codebook 1, from the AR model.
             code_lens: [B].
+            index: [B, T] which phoneme each frame belongs to, from the AR model; with alignment.
+            prompt_index: [B, T'] likewise for the prompt.
 
         Returns:
             codes [B, K, T]; 0 in the padding.
@@ -171,9 +232,12 @@ class NAR(nn.Module):
         assert not self.training, "call eval() before generating: dropout is on"
         is_target = padding_mask(code_lens, codes_1.shape[1])  # [B, T]
         codes = codes_1.unsqueeze(1)  # [B, 1, T]
+        known = self._read(
+            NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
+        )
         for stage in self.stages:
-            batch = NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target)
-            codes = torch.cat([codes, self(batch, stage).argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]
+            logits = self._predict(known, codes, stage)  # [B, T, codebook_size]
+            codes = torch.cat([codes, logits.argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]
         return codes.masked_fill(~is_target.unsqueeze(1), 0)
 
     def _sum_embeddings(self, codes: Tensor, is_frame: Tensor) -> Tensor:
@@ -187,9 +251,11 @@ class NAR(nn.Module):
         )
 
 
-def draw_stage(n_quantizers: int = 8, generator: torch.Generator | None = None) -> int:
-    """A stage from 2 to ``n_quantizers``, all equally likely."""
+def draw_stage(n_quantizers: int = 8, generator: torch.Generator | None = None, weights: Sequence[float] = ()) -> int:
+    """A stage from 2 to ``n_quantizers``, as likely as its weight says; without weights all equally likely."""
     device = None if generator is None else generator.device
+    if weights:
+        return 2 + int(torch.multinomial(torch.tensor(weights, device=device), 1, generator=generator))
     return int(torch.randint(2, n_quantizers + 1, (), generator=generator, device=device))
 
 
@@ -202,6 +268,7 @@ def draw_prompt(
     prompt_frames: int = 225,
     mode: Literal["segment", "prefix"] = "segment",
     generator: torch.Generator | None = None,
+    durations: Tensor | None = None,
 ) -> NARBatch:
     """Make a training batch of whole utterances, each with a prompt drawn from itself.
 
@@ -217,25 +284,36 @@ def draw_prompt(
         prompt_frames: length of the prompt; an utterance shorter than two prompts gives half of itself.
         mode: what is the prompt and what the target.
         generator: draws where segments begin.
+        durations: [B, S] frames of each phoneme, for a model with alignment.
     """
     n_rows, _, n_frames = codes.shape
+    index = None if durations is None else frame_index(durations, phoneme_lens, n_frames)  # [B, T]
     prompt_lens = (code_lens // 2).clamp(max=prompt_frames)  # [B]
     n_prompt = min(prompt_frames, n_frames // 2)
     if mode == "prefix":
         rest_lens = code_lens - prompt_lens
         rest = _cut(codes, prompt_lens, n_frames - n_prompt)  # [B, K, n_frames - n_prompt]
         in_loss = padding_mask(rest_lens, rest.shape[2])
-        return NARBatch(phonemes, phoneme_lens, rest, rest_lens, codes[:, :, :n_prompt], prompt_lens, in_loss)
+        batch = NARBatch(phonemes, phoneme_lens, rest, rest_lens, codes[:, :, :n_prompt], prompt_lens, in_loss)
+        if index is None:
+            return batch
+        return batch._replace(index=_cut_index(index, prompt_lens, rest.shape[2]), prompt_index=index[:, :n_prompt])
     device = None if generator is None else generator.device
     place = torch.rand(n_rows, generator=generator, device=device).to(codes.device)  # [B] in [0, 1)
     begin = (place * (code_lens - prompt_lens + 1)).long()  # [B]
     frame = torch.arange(n_frames, device=codes.device)
     is_segment = (frame >= begin.unsqueeze(1)) & (frame < (begin + prompt_lens).unsqueeze(1))  # [B, T]
     in_loss = padding_mask(code_lens, n_frames) & ~is_segment
-    return NARBatch(phonemes, phoneme_lens, codes, code_lens, _cut(codes, begin, n_prompt), prompt_lens, in_loss)
+    batch = NARBatch(phonemes, phoneme_lens, codes, code_lens, _cut(codes, begin, n_prompt), prompt_lens, in_loss)
+    return batch if index is None else batch._replace(index=index, prompt_index=_cut_index(index, begin, n_prompt))
 
 
 def _cut(codes: Tensor, begin: Tensor, n: int) -> Tensor:
     """n frames of each row from begin [B] on: codes [B, K, T] -> [B, K, n]; past the end, the last frame again."""
     index = (begin.unsqueeze(1) + torch.arange(n, device=codes.device)).clamp(max=codes.shape[2] - 1)  # [B, n]
     return codes.gather(2, index.unsqueeze(1).expand(-1, codes.shape[1], -1))
+
+
+def _cut_index(index: Tensor, begin: Tensor, n: int) -> Tensor:
+    """Likewise of the phonemes of frames: index [B, T] -> [B, n]."""
+    return _cut(index.unsqueeze(1), begin, n).squeeze(1)

@@ -14,6 +14,7 @@ version; a file written with another version still loads, since it holds its own
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,10 @@ from valle.errors import ValleError
 
 WORD_BOUNDARY = " "
 PUNCTUATION = ".,!?;:—…"
+
+PHONE, MARK, PAUSE = 0, 1, 2
+"""Kinds of symbols: a sound, which lasts; stress, length, tone, tie or diacritic, which is no sound of its own; the
+boundary of a word or sentence punctuation, at which there may be silence."""
 
 # NOTE: the order is part of "ipa-1". Append nothing here; write "ipa-2".
 _IPA_1 = (
@@ -58,6 +63,11 @@ class PhonemeInventory:
 
     def __contains__(self, symbol: object) -> bool:
         return symbol in self._ids
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """PHONE, MARK or PAUSE for each id; it follows from the symbols, so no file holds it."""
+        return tuple(_kind(symbol) for symbol in self.symbols)
 
     def encode(self, symbols: Iterable[str]) -> list[int]:
         """Symbols to ids.
@@ -119,6 +129,14 @@ class PhonemeInventory:
         if version == DEFAULT_INVENTORY.version and inventory != DEFAULT_INVENTORY:
             raise ValleError(f"{path} says that it is {version!r} but its symbols differ; take the model's own file")
         return inventory
+
+
+def _kind(symbol: str) -> int:
+    """By Unicode's categories: modifiers (Lm, Sk, M) and digits (N) are marks; what else has a letter is a phone."""
+    categories = [unicodedata.category(c) for c in symbol]
+    if any(c in ("Ll", "Lu", "Lt", "Lo") for c in categories):
+        return PHONE
+    return MARK if any(c in ("Lm", "Sk") or c[0] in "MN" for c in categories) else PAUSE
 
 
 DEFAULT_INVENTORY = PhonemeInventory()

@@ -1,6 +1,7 @@
 """From runs to a model folder: ``python -m valle.train.export --ar RUN --nar RUN --codec DIR --out DIR --name NAME``.
 
-Takes the weights that were best on dev, the codec and the phoneme inventory they were trained on, checks that they
+Takes the weights that were best on dev, the codec and the phoneme inventory they were trained on, for models with
+alignment also the aligner (``--aligner DIR``), checks that they
 belong together, and writes what ``VALLE.from_pretrained`` reads, with the figures of the training in ``valle.json``.
 """
 
@@ -37,6 +38,7 @@ def export(
     name: str,
     version: str = "0",
     dtype: Literal["fp16", "fp32"] = "fp16",
+    aligner_folder: str | Path | None = None,
 ) -> Path:
     """Assemble a model folder.
 
@@ -48,6 +50,7 @@ def export(
         name: goes into the metadata of every file that the model speaks.
         version: of the model.
         dtype: of the weights on disk.
+        aligner_folder: the aligner that aligned the pack; needed for models with alignment, left out otherwise.
 
     Raises:
         ValleError: a run without best weights, or parts that do not belong together.
@@ -73,6 +76,13 @@ def export(
     ar, nar = load_weights("ar", ar_best), load_weights("nar", nar_best)
     assert isinstance(ar, AR)
     assert isinstance(nar, NAR)
+    aligner = None
+    if ar.config.alignment or nar.config.alignment:
+        from valle.asr.aligner import Aligner
+
+        if aligner_folder is None:
+            raise ValleError("these runs learnt with an alignment; give the aligner of their pack with --aligner DIR")
+        aligner = Aligner.load(aligner_folder)
     inventory = PhonemeInventory.load(ar_best / PHONEMES_FILE)
     info = ModelInfo(
         name=name,
@@ -84,7 +94,9 @@ def export(
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    save_pretrained(out, ar=ar, nar=nar, codec=codec, inventory=inventory, info=info, dtype=DTYPES[dtype])
+    save_pretrained(
+        out, ar=ar, nar=nar, codec=codec, inventory=inventory, info=info, aligner=aligner, dtype=DTYPES[dtype]
+    )
     return out
 
 
@@ -108,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ar", required=True, metavar="RUN", help="folder of the AR run")
     parser.add_argument("--nar", required=True, metavar="RUN", help="folder of the NAR run")
     parser.add_argument("--codec", required=True, metavar="DIR", help="the codec that made their pack")
+    parser.add_argument("--aligner", metavar="DIR", help="the aligner of their pack, for models with alignment")
     parser.add_argument("--out", required=True, metavar="DIR", help="the model folder")
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--version", default="0", help="version of the model")
@@ -115,7 +128,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        export(args.ar, args.nar, args.codec, args.out, name=args.name, version=args.version, dtype=args.dtype)
+        export(
+            args.ar,
+            args.nar,
+            args.codec,
+            args.out,
+            name=args.name,
+            version=args.version,
+            dtype=args.dtype,
+            aligner_folder=args.aligner,
+        )
     except ValleError as error:
         logger.error("error: %s", error)
         return 2

@@ -126,7 +126,8 @@ class Trainer:
         path = self.out / "config.json"
         if resume:
             checkpoint = load_checkpoint(self.out / "checkpoints")
-            _require_same(json.loads(path.read_text(encoding="utf-8"))["identity"], identity, self.out)
+            before = json.loads(path.read_text(encoding="utf-8"))["identity"]
+            _require_same({**before, "model": self.task.complete(before["model"])}, identity, self.out)
             self._restore(checkpoint.tensors, checkpoint.state)
         elif latest_checkpoint(self.out / "checkpoints") is not None:
             raise ValleError(
@@ -399,7 +400,7 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> Non
     Raises:
         ValleError: naming what differs.
     """
-    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    before, now = (json.loads(json.dumps(x)) for x in (before, now))  # tuples become lists, as in the file
     for name, value in now.items():
         if before.get(name) != value:
             raise ValleError(

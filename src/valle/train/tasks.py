@@ -1,7 +1,7 @@
 """The two things that can be trained: what a batch is, its loss, its validation, and how to hear it.
 
 The AR learns codebook 1 (paper §4.2.1), the NAR codebooks 2 to 8, a stage and a prompt drawn for every batch (§4.2.2).
-The loop knows them only through ``Task``.
+Models with alignment (``valle.model.alignment``) need a pack with one. The loop knows them only through ``Task``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from valle.config import from_dict
+from valle.config import from_dict, to_dict
 from valle.data.batches import Example, Rows, collate
 from valle.data.pack import PackInfo, PackSplit
 from valle.errors import ValleError
+from valle.model.alignment import frame_index
 from valle.model.ar import AR, ARBatch, ARConfig
 from valle.model.nar import NAR, NARBatch, NARConfig, draw_prompt, draw_stage
 from valle.model.sampling import SamplingConfig
@@ -40,6 +41,10 @@ class Task(ABC, Generic[Batch]):
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """The model's configuration, ready for JSON."""
+
+    @abstractmethod
+    def complete(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What ``config_dict`` of an older program returned, with the options that are newer at their defaults."""
 
     @abstractmethod
     def make_batch(self, rows: Rows, generator: torch.Generator) -> Batch:
@@ -69,28 +74,36 @@ class ARTask(Task[ARBatch]):
 
     def __init__(self, values: dict[str, Any], info: PackInfo) -> None:
         """``values`` are the fields of ``ARConfig`` that the pack does not know."""
-        known = {"n_phonemes": info.n_phonemes, "codebook_size": info.codebook_size}
+        known: dict[str, Any] = {"n_phonemes": info.n_phonemes, "codebook_size": info.codebook_size}
+        if values.get("alignment"):
+            _require_alignment(info, "[ar.model]")
+            known["phoneme_kinds"] = info.phoneme_kinds
         self.model: AR = AR(from_dict(ARConfig, _merged(values, known), "[ar.model]"))
 
     def config_dict(self) -> dict[str, Any]:
         return self.model.config_dict()
 
+    def complete(self, values: dict[str, Any]) -> dict[str, Any]:
+        return to_dict(from_dict(ARConfig, values))
+
     def make_batch(self, rows: Rows, generator: torch.Generator) -> ARBatch:
-        return ARBatch(rows.phonemes, rows.phoneme_lens, rows.codes[:, 0], rows.code_lens)
+        durations = rows.durations if self.model.config.alignment else None
+        return ARBatch(rows.phonemes, rows.phoneme_lens, rows.codes[:, 0], rows.code_lens, durations)
 
     def n_tokens(self, batch: ARBatch) -> int:
         return int(batch.code_lens.sum()) + len(batch.code_lens)  # <eos> counts
 
     def loss(self, batch: ARBatch, device: torch.device) -> tuple[Tensor, Metrics]:
         batch = batch.to(device)
-        return self.model.loss(self.model(batch), batch)
+        outputs = self.model.outputs(batch)
+        return self.model.loss(outputs.codes, batch, outputs.moves)
 
     def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[ARBatch]:
         yield self.make_batch(rows, generator)
 
     def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
         voice, text = pair
-        phonemes, phoneme_lens = _phonemes(split, pair, device)
+        phonemes, phoneme_lens, durations, _ = _phonemes(split, pair, device)
         prompt = split.codes(voice).unsqueeze(0).to(device)  # [1, 8, T']
         prompt_lens = torch.tensor([prompt.shape[2]], device=device)
         result = self.model.generate(
@@ -98,6 +111,7 @@ class ARTask(Task[ARBatch]):
             phoneme_lens,
             prompt[:, 0],
             prompt_lens,
+            durations,
             max_frames=2 * int(split.n_frames[text]),
             sampling=SamplingConfig(temperature=0.9, top_p=0.95),
             generators=[torch.Generator(device).manual_seed(0)],
@@ -107,7 +121,11 @@ class ARTask(Task[ARBatch]):
             return codes_1
         assert isinstance(other, NAR)
         lens = torch.tensor([codes_1.shape[1]], device=device)
-        return other.generate(phonemes, phoneme_lens, prompt, prompt_lens, codes_1, lens)[0]  # [8, T]
+        index = None if result.index is None else result.index[0].unsqueeze(0)  # [1, T]
+        if other.config.alignment and index is None:
+            return codes_1
+        prompt_index = None if durations is None else frame_index(durations, phoneme_lens, prompt.shape[2])  # [1, T']
+        return other.generate(phonemes, phoneme_lens, prompt, prompt_lens, codes_1, lens, index, prompt_index)[0]
 
 
 class NARTask(Task[tuple[NARBatch, int]]):
@@ -122,13 +140,18 @@ class NARTask(Task[tuple[NARBatch, int]]):
             "codebook_size": info.codebook_size,
             "n_quantizers": info.n_quantizers,
         }
+        if values.get("alignment"):
+            _require_alignment(info, "[nar.model]")
         self.model: NAR = NAR(from_dict(NARConfig, _merged(values, known), "[nar.model]"))
 
     def config_dict(self) -> dict[str, Any]:
         return self.model.config_dict()
 
+    def complete(self, values: dict[str, Any]) -> dict[str, Any]:
+        return to_dict(from_dict(NARConfig, values))
+
     def make_batch(self, rows: Rows, generator: torch.Generator) -> tuple[NARBatch, int]:
-        stage = draw_stage(self.model.config.n_quantizers, generator)
+        stage = draw_stage(self.model.config.n_quantizers, generator, self.model.config.stage_weights)
         return self._with_prompt(rows, generator), stage
 
     def n_tokens(self, batch: tuple[NARBatch, int]) -> int:
@@ -147,16 +170,32 @@ class NARTask(Task[tuple[NARBatch, int]]):
 
     def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
         voice, text = pair
-        phonemes, phoneme_lens = _phonemes(split, pair, device)
+        phonemes, phoneme_lens, *durations = _phonemes(split, pair, device)
         prompt = split.codes(voice).unsqueeze(0).to(device)  # [1, 8, T']
         target = split.codes(text).unsqueeze(0).to(device)  # [1, 8, T]
         lens = [torch.tensor([codes.shape[2]], device=device) for codes in (prompt, target)]
         # Codebook 1 of the recording, so that what is heard is this model's work alone.
-        return self.model.generate(phonemes, phoneme_lens, prompt, lens[0], target[:, 0], lens[1])[0]  # [8, T]
+        prompt_index, index = (
+            None if own is None else frame_index(own, phoneme_lens, codes.shape[2])  # [1, T'], [1, T]
+            for own, codes in zip(durations, (prompt, target), strict=True)
+        )
+        codes = self.model.generate(
+            phonemes, phoneme_lens, prompt, lens[0], target[:, 0], lens[1], index, prompt_index
+        )  # [1, 8, T]
+        return codes[0]
 
     def _with_prompt(self, rows: Rows, generator: torch.Generator) -> NARBatch:
         config = self.model.config
-        return draw_prompt(*rows, prompt_frames=config.prompt_frames, mode=config.prompt_mode, generator=generator)
+        return draw_prompt(
+            rows.phonemes,
+            rows.phoneme_lens,
+            rows.codes,
+            rows.code_lens,
+            prompt_frames=config.prompt_frames,
+            mode=config.prompt_mode,
+            generator=generator,
+            durations=rows.durations if config.alignment else None,
+        )
 
 
 def make_task(kind: Kind, values: dict[str, Any], info: PackInfo) -> ARTask | NARTask:
@@ -255,7 +294,25 @@ def _merged(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     return values | known
 
 
-def _phonemes(split: PackSplit, pair: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """phonemes [1, S] of two utterances joined, and their length [1]."""
-    phonemes = collate(split, [pair]).phonemes.to(device)
-    return phonemes, torch.tensor([phonemes.shape[1]], device=device)
+def _require_alignment(info: PackInfo, where: str) -> None:
+    """Refuse a pack that does not know which phoneme a frame belongs to."""
+    if not info.aligned or not info.phoneme_kinds:
+        raise ValleError(
+            f"alignment = true in {where} needs a pack with an alignment; build it with valle prepare --aligner"
+        )
+
+
+def _phonemes(
+    split: PackSplit, pair: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """phonemes [1, S] of two utterances joined, their length [1], and how long each is in the one and in the other.
+
+    The durations, [1, S] each, are None where the pack has no alignment.
+    """
+    rows = collate(split, [pair])
+    phonemes, phoneme_lens = rows.phonemes.to(device), rows.phoneme_lens.to(device)
+    if rows.durations is None:
+        return phonemes, phoneme_lens, None, None
+    durations = rows.durations.to(device)
+    is_first = torch.arange(durations.shape[1], device=device) < split.n_phonemes[pair[0]]
+    return phonemes, phoneme_lens, durations * is_first, durations * ~is_first
