@@ -196,6 +196,40 @@ def test_an_aligner_of_other_phonemes_or_frames_is_refused(corpus, tmp_path):
         build(corpus, tmp_path / "pack", codec, aligner=FakeAligner())
 
 
+def test_a_pack_like_another_has_new_codes_and_the_old_durations(corpus, tmp_path):
+    class OtherCodec(FakeCodec):
+        def fingerprint(self):
+            return "other"
+
+        def encode(self, wav):
+            return super().encode(wav) + 1
+
+    first = build(corpus, tmp_path / "first", FakeCodec(), aligner=FakeAligner(), min_likelihood=-90.0)
+    again = build_pack(
+        [corpus],
+        OtherCodec(),
+        tmp_path / "again",
+        config=PrepareConfig(),
+        inventory=INVENTORY,
+        phonemize=None,
+        like=Pack(tmp_path / "first"),
+    )
+    assert (again.codec_fingerprint, again.aligner, again.aligned) == ("other", first.aligner, True)
+    for name in ("train", "dev"):
+        old, new = Pack(tmp_path / "first").split(name), Pack(tmp_path / "again").split(name)
+        assert old.ids == new.ids
+        for i in range(len(old)):
+            assert torch.equal(old.codes(i) + 1, new.codes(i))
+            assert torch.equal(old.phonemes(i), new.phonemes(i))
+            assert torch.equal(old.durations(i), new.durations(i))
+    FakeCodec.frame_rate, rate = 50.0, FakeCodec.frame_rate
+    try:
+        with pytest.raises(ValleError, match="frames a second"):
+            build_pack([corpus], FakeCodec(), tmp_path / "x", inventory=INVENTORY, like=Pack(tmp_path / "first"))
+    finally:
+        FakeCodec.frame_rate = rate
+
+
 def test_reading_ahead_keeps_the_order_and_raises_in_its_place():
     def slow(i):
         threading.Event().wait(0.003 * (i % 3))

@@ -71,6 +71,8 @@ class PackInfo:
     """``PhonemeInventory.kinds`` of the phoneme ids; empty in old packs."""
     aligned: bool = False
     """Whether the shards tell how long each phoneme lasts."""
+    aligner: str = ""
+    """``Aligner.fingerprint()`` of the aligner that told it; empty without one, and in old packs."""
     shards: tuple[ShardInfo, ...] = ()
     """The files, in order."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -31,8 +31,10 @@ from valle.config import to_dict
 from valle.data.corpus import Utterance, load_wav, read_manifest
 from valle.data.pack import (
     PHONEMES_FILE,
+    Pack,
     PackedUtterance,
     PackInfo,
+    PackSplit,
     ShardInfo,
     write_info,
     write_shard,
@@ -156,6 +158,7 @@ def build_pack(
     phonemize: Phonemize | None = None,
     device: str | torch.device = "cpu",
     aligner: Aligner | None = None,
+    like: Pack | None = None,
 ) -> PackInfo:
     """Encode the utterances of ``manifests`` into the pack ``out``.
 
@@ -169,6 +172,8 @@ def build_pack(
         phonemize: (text, language) -> symbols, ``valle.text`` with espeak by default.
         device: where the codec runs.
         aligner: tells how long each phoneme lasts; without one the pack holds no durations.
+        like: a pack of the same recordings by another codec, whose phonemes and durations are taken over: only the
+            codes are made anew, in a third of the time. In place of ``aligner``.
 
     Raises:
         ValleError: a manifest is wrong, the aligner is for another inventory or frame rate, or no utterance of a split
@@ -182,6 +187,14 @@ def build_pack(
     phonemize = phonemize or espeak()
     if aligner is not None:
         _check_fit(aligner, inventory, codec)
+    if like is not None:
+        assert aligner is None, "the durations come from the pack or from an aligner, not from both"
+        like.require(inventory_version=inventory.version)
+        if like.info.frame_rate != codec.frame_rate:
+            raise ValleError(
+                f"the pack {like.folder} has {like.info.frame_rate:g} frames a second and the codec "
+                f"{codec.frame_rate:g}; prepare without --like"
+            )
     utterances = [u for manifest in manifests for u in read_manifest(manifest) if u.split in splits]
     for split in splits:
         if not any(u.split == split for u in utterances):
@@ -198,10 +211,13 @@ def build_pack(
         n_quantizers=codec.n_quantizers,
         codebook_size=codec.codebook_size,
         phoneme_kinds=inventory.kinds,
-        aligned=aligner is not None,
+        aligned=like.info.aligned if like is not None else aligner is not None,
+        aligner=like.info.aligner if like is not None else "" if aligner is None else aligner.fingerprint(),
         speakers=tuple(sorted({u.speaker for u in utterances if u.speaker is not None})),
     )
     maker = _ShardMaker(info, codec, inventory, phonemize, config, device, aligner)
+    if like is not None:
+        maker.recall([like.split(split) for split in splits])
     shards: list[ShardInfo] = []
     rejected: list[dict[str, str]] = []
     often = 0.2 if sys.stderr.isatty() else 30.0  # seconds between updates: a log is not a screen
@@ -237,6 +253,11 @@ class _ShardMaker:
         self.info, self.codec, self.inventory, self.config = info, codec, inventory, config
         self.phonemize, self.device, self.aligner = phonemize, device, aligner
         self.speakers = {name: i for i, name in enumerate(info.speakers)}
+        self.known: dict[str, tuple[PackSplit, int]] | None = None
+
+    def recall(self, splits: Iterable[PackSplit]) -> None:
+        """Take phonemes and durations from these splits instead of making them."""
+        self.known = {name: (split, i) for split in splits for i, name in enumerate(split.ids)}
 
     def make(
         self, path: Path, split: str, utterances: list[Utterance], bar: tqdm[Any]
@@ -269,6 +290,11 @@ class _ShardMaker:
     def _read(self, utterance: Utterance) -> tuple[list[int], Tensor] | Rejected:
         """What can be done before the codec's turn comes, in another thread."""
         try:
+            if self.known is not None:
+                if utterance.id not in self.known:
+                    raise Rejected("not in the pack it was to be like")
+                split, i = self.known[utterance.id]
+                return split.phonemes(i).tolist(), _load(utterance, self.codec.sample_rate, self.config)
             return read_utterance(utterance, self.codec.sample_rate, self.inventory, self.phonemize, self.config)
         except Rejected as reason:
             return reason
@@ -276,6 +302,9 @@ class _ShardMaker:
     def _encode(self, utterance: Utterance, ids: list[int], wav: Tensor) -> PackedUtterance:
         """Codes, and durations if there is an aligner, of an utterance that is fit; or ``Rejected``."""
         durations = None
+        if self.known is not None and self.info.aligned:
+            split, i = self.known[utterance.id]
+            durations = split.durations(i)  # [S]
         if self.aligner is not None:
             try:
                 alignment = self.aligner.align(wav, ids)
@@ -301,6 +330,8 @@ class _ShardMaker:
             del config["min_likelihood"]  # it decides nothing
         else:
             made_by.append(self.aligner.fingerprint())
+        if self.known is not None:
+            made_by.append(f"like {self.info.aligner}")
         digest.update(json.dumps(made_by).encode())
         for u in utterances:
             number = None if u.speaker is None else self.speakers[u.speaker]
@@ -376,6 +407,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds, metavar="F")
     parser.add_argument("--aligner", metavar="DIR", help="also tell how long each phoneme lasts, by this aligner")
     parser.add_argument(
+        "--like", metavar="PACK", help="take phonemes and durations from a pack of these recordings by another codec"
+    )
+    parser.add_argument(
         "--min-likelihood",
         type=float,
         metavar="F",
@@ -384,6 +418,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args(argv)
+    if args.like and args.aligner:
+        raise ValleError("both --aligner and --like are given; the durations come from one of them, leave out the other")
     from valle.codec.base import load_codec
 
     config = PrepareConfig(
@@ -400,7 +436,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         aligner = Aligner.load(args.aligner)
     info = build_pack(
-        args.manifests, codec, args.out, splits=splits, config=config, device=args.device, aligner=aligner
+        args.manifests,
+        codec,
+        args.out,
+        splits=splits,
+        config=config,
+        device=args.device,
+        aligner=aligner,
+        like=Pack(args.like) if args.like else None,
     )
     for split in splits:
         n = sum(s.utterances for s in info.shards if s.split == split)
