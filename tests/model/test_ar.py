@@ -425,3 +425,17 @@ def test_defaults_are_the_papers():
     assert model.config.tie_weights
     assert model.config.phoneme_attention == "causal"
     assert 150e6 < model.n_parameters < 155e6
+
+
+def test_wrong_codes_are_read_in_training_only_and_never_asked_for():
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, code_noise=0.5)
+    model, batch = make(config), make_batch()
+    model.transformer.dropout.p = 0.0
+    exact = make(ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY))(batch)
+    assert torch.equal(model(batch), exact)
+    model.train()
+    noisy = model(batch)
+    assert not torch.equal(noisy[:, 1:], exact[:, 1:])
+    assert batch.codes.equal(make_batch().codes)
+    with pytest.raises(ValleError, match="code_noise"):
+        ARConfig(n_phonemes=11, code_noise=1.0)

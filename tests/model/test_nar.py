@@ -23,6 +23,9 @@ VARIANTS = [
 ]
 
 
+ONE_PASS = NARConfig(n_phonemes=11, codebook_size=SIZE, transformer=TINY, one_pass=True)
+
+
 def make(config=VARIANTS[0]):
     """A NAR model with random weights whose stages differ, as they do after the first step of training."""
     torch.manual_seed(0)
@@ -327,7 +330,7 @@ def test_the_papers_prompt_is_three_seconds():
 # Speaking
 
 
-@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS])
 def test_generation_is_the_arg_max_stage_by_stage(config):
     model, batch = make(config), make_batch()
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
@@ -339,7 +342,7 @@ def test_generation_is_the_arg_max_stage_by_stage(config):
     assert len(said.unique()) > 8
 
 
-@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS])
 def test_a_batch_equals_one_by_one(config):
     model, batch = make(config), make_batch(padding=-1)
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
@@ -380,3 +383,40 @@ def test_defaults_are_the_papers():
     assert model.config.prompt_mode == "segment"
     assert model.config.prompt_frames == 225
     assert list(model.stages) == [2, 3, 4, 5, 6, 7, 8]
+
+
+# One pass, a departure
+
+
+def test_one_pass_says_at_every_stage_what_it_says_at_each():
+    model, batch = make(ONE_PASS), make_batch()
+    with torch.no_grad():
+        together = model.all_stages(batch)
+    for stage, logits in zip(range(2, 9), together, strict=True):
+        assert torch.equal(logits, logits_of(model, batch, stage))
+
+
+def test_one_pass_reads_the_codebooks_before_a_stage_and_of_these_frames_only():
+    model, batch = make(ONE_PASS), make_batch()
+    stage = 5
+    before = logits_of(model, batch, stage)
+    for k in range(8):
+        codes = batch.codes.clone()
+        codes[2, k, 4] = (codes[2, k, 4] + 1) % SIZE
+        changed = (logits_of(model, batch._replace(codes=codes), stage) != before).any(-1)
+        if k == 0:
+            assert changed[2, :9].all(), "the transformer reads codebook 1 and looks both ways"
+        else:
+            assert changed.nonzero().tolist() == ([[2, 4]] if k < stage - 1 else [])
+
+
+def test_one_pass_learns_all_stages_at_once():
+    model = make(ONE_PASS).train()
+    batch = make_batch()
+    loss = sum(
+        model.loss(logits, batch, stage)[0] for logits, stage in zip(model.all_stages(batch), range(2, 9), strict=True)
+    )
+    loss.backward()
+    assert all(p.grad is not None for p in model.heads.parameters())
+    assert model.code_emb.weight.grad is not None
+    assert (model.code_emb.weight.grad.view(8, SIZE, DIM).abs().sum((1, 2)) > 0).all()

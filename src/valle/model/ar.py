@@ -73,10 +73,15 @@ class ARConfig:
     """Tell every frame its phoneme, and end with the phonemes (``valle.model.alignment``); the paper does not."""
     phoneme_kinds: tuple[int, ...] = ()
     """With alignment, the kind of each symbol of the inventory: phone, mark or pause."""
+    code_noise: float = 0.0
+    """Share of the codes read in training that are replaced by random ones, so that the model learns to go on after a
+    code of its own that was wrong, and to heed the phonemes; the paper has none."""
 
     def __post_init__(self) -> None:
         if self.n_phonemes < 1 or self.codebook_size < 1:
             raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
+        if not 0 <= self.code_noise < 1:
+            raise ValleError(f"code_noise is {self.code_noise}; it must be at least 0 (off) and below 1")
         if self.alignment and len(self.phoneme_kinds) != self.n_phonemes:
             raise ValleError(
                 f"alignment needs the kind of each of the {self.n_phonemes} phonemes, but phoneme_kinds has "
@@ -188,6 +193,9 @@ class AR(nn.Module):
     def outputs(self, batch: ARBatch) -> AROutputs:
         """What ``forward`` returns and, with alignment, the moves; ``batch`` then needs its durations."""
         phonemes, phoneme_lens, codes, code_lens, durations = batch
+        if self.training and self.config.code_noise > 0:  # drawn like dropout, from torch's own generator
+            is_wrong = torch.rand(codes.shape, device=codes.device) < self.config.code_noise  # [B, T]
+            codes = torch.where(is_wrong, torch.randint_like(codes, self.config.codebook_size), codes)
         x, text_lens = self._embed(phonemes, phoneme_lens, codes, code_lens)  # [B, S + 1 + T, D]
         if self.config.alignment:
             assert durations is not None, "a model with alignment needs the durations of the phonemes"

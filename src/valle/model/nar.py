@@ -63,7 +63,11 @@ class NARConfig:
     """Add the mean of the prompt to every frame of the target: a voice in one vector, which is learnt sooner than where
     to look for it; the paper does not."""
     stage_weights: tuple[float, ...] = ()
-    """How often training draws each of the stages, relative to the others; empty: all equally often (the paper)."""
+    """How often training draws each of the stages, relative to the others (with ``one_pass``, how much each counts);
+    empty: all equally (the paper)."""
+    one_pass: bool = False
+    """Run the transformer once, at stage 2, and go from codebook to codebook by a small network within each frame. All
+    stages then learn at every step, where the paper's learn in turns, and speaking takes one pass in place of seven."""
 
     def __post_init__(self) -> None:
         if self.n_phonemes < 1 or self.codebook_size < 1:
@@ -131,6 +135,8 @@ class NAR(nn.Module):
         if config.prompt_summary:
             self.summary = nn.Linear(dim, dim, bias=False)  # no prompt, nothing added
             nn.init.normal_(self.summary.weight, std=dim**-0.5)
+        if config.one_pass:
+            self.heads = nn.ModuleList(FrameHead(dim) for _ in self.stages)
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> NAR:
@@ -154,6 +160,12 @@ class NAR(nn.Module):
     def forward(self, batch: NARBatch, stage: int) -> Tensor:
         """logits [B, T, codebook_size] of codebook ``stage`` (2 to 8), from the codebooks before it alone."""
         return self._predict(self._read(batch), batch.codes, stage)
+
+    def all_stages(self, batch: NARBatch) -> list[Tensor]:
+        """With ``one_pass``, what ``forward`` returns at every stage, for the price of little more than one."""
+        assert self.config.one_pass, "only a model with one_pass predicts all stages at once"
+        h = self._transform(self._read(batch), batch.codes, 2)  # [B, T, D]
+        return [self._logits(h, batch.codes, stage) for stage in self.stages]
 
     def _read(self, batch: NARBatch) -> _Known:
         """Phonemes and prompt, and what the target is told besides its codes."""
@@ -182,13 +194,26 @@ class NAR(nn.Module):
     def _predict(self, known: _Known, codes: Tensor, stage: int) -> Tensor:
         """codes [B, k, T], of which those before ``stage`` are read -> logits [B, T, codebook_size]."""
         assert stage in self.stages, f"stage is {stage}; this model predicts {self.stages}"
+        return self._logits(self._transform(known, codes, 2 if self.config.one_pass else stage), codes, stage)
+
+    def _transform(self, known: _Known, codes: Tensor, stage: int) -> Tensor:
+        """codes [B, k, T], of which those before ``stage`` are read -> what is thought of the target, [B, T, D]."""
         n_target = codes.shape[2]
         target = self._sum_embeddings(codes[:, : stage - 1], known.is_target)  # [B, T, D]
         if known.added is not None:
             target = target + known.added
         x = torch.cat([known.x, target + self.positions(n_target)], dim=1)  # [B, S + T' + T, D]
-        h = self.transformer(x, mask=known.mask, condition=self.stage_emb.weight[stage - 2])
-        h = h[:, x.shape[1] - n_target :]  # [B, T, D]
+        h: Tensor = self.transformer(x, mask=known.mask, condition=self.stage_emb.weight[stage - 2])
+        return h[:, x.shape[1] - n_target :]  # [B, T, D]
+
+    def _logits(self, h: Tensor, codes: Tensor, stage: int) -> Tensor:
+        """h [B, T, D] -> logits [B, T, codebook_size] of a stage."""
+        if self.config.one_pass:
+            size = self.config.codebook_size
+            known = torch.zeros_like(h)
+            for k in range(1, stage - 1):  # codebook 1 is in h
+                known = known + F.embedding(codes[:, k].clamp(0, size - 1) + k * size, self.code_emb.weight)
+            h = self.heads[stage - 2](h, known)
         return F.linear(h, self.output_weight(stage))
 
     def output_weight(self, stage: int) -> Tensor:
@@ -235,8 +260,9 @@ class NAR(nn.Module):
         known = self._read(
             NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
         )
+        h = self._transform(known, codes, 2) if self.config.one_pass else None
         for stage in self.stages:
-            logits = self._predict(known, codes, stage)  # [B, T, codebook_size]
+            logits = self._predict(known, codes, stage) if h is None else self._logits(h, codes, stage)
             codes = torch.cat([codes, logits.argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]
         return codes.masked_fill(~is_target.unsqueeze(1), 0)
 
@@ -249,6 +275,24 @@ class NAR(nn.Module):
         return F.embedding_bag(ids, self.code_emb.weight, mode="sum").view(
             batch_size, length, self.code_emb.embedding_dim
         )
+
+
+class FrameHead(nn.Module):
+    """What the transformer thinks of a frame, and the codes that it has by now, to what the next code is taken from."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = dim**0.5  # embeddings are small beside the transformer's output
+        self.up = nn.Linear(2 * dim, 2 * dim)
+        self.out = nn.Linear(2 * dim, dim)
+        nn.init.normal_(self.up.weight, std=(2 * dim) ** -0.5)
+        nn.init.zeros_(self.up.bias)
+        nn.init.normal_(self.out.weight, std=(4 * dim) ** -0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, h: Tensor, known: Tensor) -> Tensor:
+        """h, known [B, T, D] -> [B, T, D]."""
+        return h + self.out(F.gelu(self.up(torch.cat([h, known * self.scale], dim=-1))))  # type: ignore[no-any-return]
 
 
 def draw_stage(n_quantizers: int = 8, generator: torch.Generator | None = None, weights: Sequence[float] = ()) -> int:

@@ -28,6 +28,9 @@ from valle.train.config import Kind
 Batch = TypeVar("Batch")
 Metrics = dict[str, Tensor]
 
+ALL_STAGES = 0
+"""In place of a stage: all of them at once, for a model with ``one_pass``."""
+
 SPOKEN_PROMPT_S = (2.0, 6.0)
 """Length of the prompts, and of the texts, from which samples are spoken while training."""
 
@@ -151,6 +154,8 @@ class NARTask(Task[tuple[NARBatch, int]]):
         return to_dict(from_dict(NARConfig, values))
 
     def make_batch(self, rows: Rows, generator: torch.Generator) -> tuple[NARBatch, int]:
+        if self.model.config.one_pass:
+            return self._with_prompt(rows, generator), ALL_STAGES
         stage = draw_stage(self.model.config.n_quantizers, generator, self.model.config.stage_weights)
         return self._with_prompt(rows, generator), stage
 
@@ -159,9 +164,25 @@ class NARTask(Task[tuple[NARBatch, int]]):
 
     def loss(self, batch: tuple[NARBatch, int], device: torch.device) -> tuple[Tensor, Metrics]:
         rows, stage = batch[0].to(device), batch[1]
+        if stage == ALL_STAGES:
+            return self._loss_of_all(rows)
         loss, metrics = self.model.loss(self.model(rows, stage), rows, stage)
         named = {name: value for name, value in metrics.items() if name != "n_tokens"}
         return loss, metrics | {f"{name}_{stage}": value for name, value in named.items()}
+
+    def _loss_of_all(self, rows: NARBatch) -> tuple[Tensor, Metrics]:
+        """The weighted mean of the stages' losses; the metrics without a stage are plain means over the stages."""
+        stages = list(self.model.stages)
+        logits = self.model.all_stages(rows)
+        by_stage = [self.model.loss(some, rows, stage) for some, stage in zip(logits, stages, strict=True)]
+        weights = self.model.config.stage_weights or (1.0,) * len(stages)
+        loss = torch.stack([loss * w / sum(weights) for (loss, _), w in zip(by_stage, weights, strict=True)]).sum()
+        metrics = {"n_tokens": by_stage[0][1]["n_tokens"]}
+        for name in by_stage[0][1]:
+            if name != "n_tokens":
+                metrics[name] = torch.stack([m[name].float() for _, m in by_stage]).mean()
+                metrics |= {f"{name}_{stage}": m[name] for stage, (_, m) in zip(stages, by_stage, strict=True)}
+        return loss, metrics
 
     def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[tuple[NARBatch, int]]:
         batch = self._with_prompt(rows, generator)
