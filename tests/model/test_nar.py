@@ -1,5 +1,6 @@
 """The NAR model: what each stage reads and predicts, how training draws prompts, and generation in seven passes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -391,7 +392,7 @@ def test_defaults_are_the_papers():
 def test_one_pass_says_at_every_stage_what_it_says_at_each():
     model, batch = make(ONE_PASS), make_batch()
     with torch.no_grad():
-        together = model.all_stages(batch)
+        together = model.all_stages(batch).logits
     for stage, logits in zip(range(2, 9), together, strict=True):
         assert torch.equal(logits, logits_of(model, batch, stage))
 
@@ -413,10 +414,45 @@ def test_one_pass_reads_the_codebooks_before_a_stage_and_of_these_frames_only():
 def test_one_pass_learns_all_stages_at_once():
     model = make(ONE_PASS).train()
     batch = make_batch()
-    loss = sum(
-        model.loss(logits, batch, stage)[0] for logits, stage in zip(model.all_stages(batch), range(2, 9), strict=True)
-    )
+    together = zip(model.all_stages(batch).logits, range(2, 9), strict=True)
+    loss = sum(model.loss(logits, batch, stage)[0] for logits, stage in together)
     loss.backward()
     assert all(p.grad is not None for p in model.heads.parameters())
     assert model.code_emb.weight.grad is not None
     assert (model.code_emb.weight.grad.view(8, SIZE, DIM).abs().sum((1, 2)) > 0).all()
+
+
+def test_vectors_are_the_sum_of_the_codes_and_lead_back_to_them():
+    config = dataclasses.replace(ONE_PASS, codebook_dim=12, complete_by="vectors")
+    model, batch = make(config), make_batch()
+    random = torch.Generator().manual_seed(2)
+    codebooks = torch.randn(8, SIZE, 12, generator=random) * 0.4 ** torch.arange(8).view(-1, 1, 1)
+    model.begin_with(codebooks)
+    assert torch.equal(model.codebooks, codebooks)
+    truth = sum(codebooks[k][batch.codes[:, k]] for k in range(1, 8))  # [3, 9, 12]
+    assert float(model.vector_loss(truth, batch)) == pytest.approx(0, abs=1e-6)
+    assert float(model.vector_loss(torch.zeros_like(truth), batch)) == pytest.approx(1, abs=0.5)
+    again = sum(codebooks[k + 1][codes] for k, codes in enumerate(model._quantise(truth).unbind(1)))
+    assert (again - truth).square().mean() < 0.01 * truth.square().mean()
+    said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
+    with torch.no_grad():
+        expected = model._quantise(model.all_stages(batch).vectors)
+    assert torch.equal(said[:, 1:].where(batch.in_loss.unsqueeze(1), 0), expected.where(batch.in_loss.unsqueeze(1), 0))
+    with pytest.raises(ValleError, match="one_pass"):
+        dataclasses.replace(VARIANTS[0], codebook_dim=12)
+    with pytest.raises(ValleError, match="codebook_dim"):
+        dataclasses.replace(ONE_PASS, complete_by="vectors")
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_beginning_with_the_codebooks_keeps_their_geometry(tie):
+    model = make(NARConfig(n_phonemes=11, codebook_size=SIZE, transformer=TINY, tie_weights=tie))
+    codebooks = torch.randn(8, SIZE, 12) * 5 + 3
+    model.begin_with(codebooks)
+    inputs = model.code_emb.weight.detach().view(8, SIZE, DIM)[1:]
+    outputs = torch.stack([model.output_weight(stage).detach() for stage in range(2, 9)])
+    for table in (inputs, outputs):  # [7, SIZE, DIM]
+        assert float(table.square().sum(-1).mean()) == pytest.approx(1, rel=1e-4)
+        before, after = torch.cdist(codebooks[1:], codebooks[1:]), torch.cdist(table, table)
+        for k in range(7):  # all distances shrink alike
+            torch.testing.assert_close(after[k] / after[k].mean(), before[k] / before[k].mean(), atol=1e-3, rtol=0)

@@ -73,6 +73,10 @@ class Codec(nn.Module, ABC):
         """The modules that decide the codes: everything up to and with the quantiser."""
 
     @abstractmethod
+    def codebooks(self) -> Tensor:
+        """The entries of all codebooks, [K, codebook_size, D]."""
+
+    @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """The configuration, ready for JSON."""
 

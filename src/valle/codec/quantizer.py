@@ -128,6 +128,10 @@ class ResidualVectorQuantizer(nn.Module):
         assert isinstance(layer, Codebook)
         return layer
 
+    def codebooks(self) -> Tensor:
+        """All entries, [K, C, D]."""
+        return torch.stack([self._codebook(k).embed for k in range(self.n_quantizers)])
+
     @torch.no_grad()
     def encode(self, z: Tensor, n_quantizers: int | None = None) -> Tensor:
         """z [B, D, T] -> codes [B, K, T] int64, K = ``n_quantizers`` or all."""

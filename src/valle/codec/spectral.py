@@ -280,6 +280,9 @@ class SpectralCodec(Codec):
     def config_dict(self) -> dict[str, Any]:
         return to_dict(self.config)
 
+    def codebooks(self) -> Tensor:
+        return self.quantizer.codebooks()
+
     def encoding_modules(self) -> list[nn.Module]:
         return [self.encoder, self.project, self.quantizer]
 

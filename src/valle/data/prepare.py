@@ -419,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args(argv)
     if args.like and args.aligner:
-        raise ValleError("both --aligner and --like are given; the durations come from one of them, leave out the other")
+        raise ValleError("both --aligner and --like are given; durations come from one of them: leave one out")
     from valle.codec.base import load_codec
 
     config = PrepareConfig(

@@ -46,6 +46,7 @@ from valle.model.transformer import (
     SinusoidalPositions,
     Transformer,
     TransformerConfig,
+    code_vectors,
     padding_mask,
     token_loss,
 )
@@ -183,6 +184,14 @@ class AR(nn.Module):
     def n_parameters(self) -> int:
         """Trainable numbers, tied ones counted once."""
         return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def begin_with(self, codebooks: Tensor) -> None:
+        """Take a codec's codebooks [K, codebook_size, d] as embeddings to begin with (``code_vectors``)."""
+        vectors = code_vectors(codebooks[:1], self.config.transformer.dim)[0]
+        for table in (self.code_emb, self.output_emb):
+            if table is not None:
+                table.weight[: self.config.codebook_size] = vectors
 
     # Training
 

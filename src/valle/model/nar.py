@@ -34,6 +34,7 @@ from valle.model.transformer import (
     SinusoidalPositions,
     Transformer,
     TransformerConfig,
+    code_vectors,
     padding_mask,
     token_loss,
 )
@@ -69,7 +70,20 @@ class NARConfig:
     """Run the transformer once, at stage 2, and go from codebook to codebook by a small network within each frame. All
     stages then learn at every step, where the paper's learn in turns, and speaking takes one pass in place of seven."""
 
+    codebook_dim: int = 0
+    """With ``one_pass``: width of the codec's vectors, to foretell as well what codebooks 2 to 8 add up to; 0: off. The
+    error of a sum teaches more than whether each of seven codes was hit."""
+    vector_weight: float = 1.0
+    """Weight of that error, a share of what there is to be foretold, in the training loss."""
+    complete_by: Literal["codes", "vectors"] = "codes"
+    """How a model with ``codebook_dim`` speaks: by the likeliest code of each stage, or by the codes that the codec's
+    quantiser finds for the vector foretold."""
+
     def __post_init__(self) -> None:
+        if self.codebook_dim and not self.one_pass:
+            raise ValleError("codebook_dim is for a NAR with one_pass = true; leave it 0 or set one_pass")
+        if self.complete_by == "vectors" and not self.codebook_dim:
+            raise ValleError('complete_by = "vectors" needs codebook_dim, the width of the codec\'s vectors')
         if self.n_phonemes < 1 or self.codebook_size < 1:
             raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
         if self.n_quantizers < 2:
@@ -106,6 +120,13 @@ class NARBatch(NamedTuple):
         return self._replace(**moved)
 
 
+class AllStages(NamedTuple):
+    """What a NAR with ``one_pass`` says of a batch."""
+
+    logits: list[Tensor]  # of each stage [B, T, codebook_size]
+    vectors: Tensor | None  # [B, T, codebook_dim] float32, what codebooks 2 to 8 add up to
+
+
 class _Known(NamedTuple):
     """What is the same at all stages."""
 
@@ -117,6 +138,8 @@ class _Known(NamedTuple):
 
 class NAR(nn.Module):
     """Phonemes, a prompt and codebooks 1 to ``stage`` - 1 in, codebook ``stage`` out."""
+
+    codebooks: Tensor
 
     def __init__(self, config: NARConfig) -> None:
         super().__init__()
@@ -137,6 +160,13 @@ class NAR(nn.Module):
             nn.init.normal_(self.summary.weight, std=dim**-0.5)
         if config.one_pass:
             self.heads = nn.ModuleList(FrameHead(dim) for _ in self.stages)
+        if config.codebook_dim:
+            self.vector = nn.Linear(dim, config.codebook_dim)
+            nn.init.normal_(self.vector.weight, std=dim**-0.5)
+            nn.init.zeros_(self.vector.bias)
+            # The codec's own, a part of the checkpoint: what is foretold is measured in its space.
+            shape = (config.n_quantizers, config.codebook_size, config.codebook_dim)
+            self.register_buffer("codebooks", torch.zeros(shape))
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> NAR:
@@ -157,15 +187,63 @@ class NAR(nn.Module):
         """The codebooks that are predicted: 2 to ``n_quantizers``."""
         return range(2, self.config.n_quantizers + 1)
 
+    @torch.no_grad()
+    def begin_with(self, codebooks: Tensor) -> None:
+        """Take a codec's codebooks [K, codebook_size, d] as embeddings to begin with (``code_vectors``)."""
+        vectors = code_vectors(codebooks, self.config.transformer.dim)  # [K, codebook_size, D]
+        self.code_emb.weight.copy_(vectors.flatten(0, 1))
+        if self.output_emb is not None:
+            self.output_emb.weight.copy_(vectors[1:].flatten(0, 1))
+        if self.config.codebook_dim:
+            if codebooks.shape[2] != self.config.codebook_dim:
+                raise ValleError(
+                    f"the codec's vectors have {codebooks.shape[2]} numbers; set codebook_dim to that, it is "
+                    f"{self.config.codebook_dim}"
+                )
+            self.codebooks.copy_(codebooks)
+
     def forward(self, batch: NARBatch, stage: int) -> Tensor:
         """logits [B, T, codebook_size] of codebook ``stage`` (2 to 8), from the codebooks before it alone."""
         return self._predict(self._read(batch), batch.codes, stage)
 
-    def all_stages(self, batch: NARBatch) -> list[Tensor]:
+    def all_stages(self, batch: NARBatch) -> AllStages:
         """With ``one_pass``, what ``forward`` returns at every stage, for the price of little more than one."""
         assert self.config.one_pass, "only a model with one_pass predicts all stages at once"
         h = self._transform(self._read(batch), batch.codes, 2)  # [B, T, D]
-        return [self._logits(h, batch.codes, stage) for stage in self.stages]
+        logits = [self._logits(h, batch.codes, stage) for stage in self.stages]
+        return AllStages(logits, self._vectors(h) if self.config.codebook_dim else None)
+
+    def _vectors(self, h: Tensor) -> Tensor:
+        """h [B, T, D] -> what codebooks 2 to 8 are thought to add up to, [B, T, codebook_dim] float32."""
+        return self.vector(h).float() * self._rms()  # type: ignore[no-any-return]
+
+    def _rms(self) -> Tensor:
+        """Root mean square of one number of that sum, as if the codebooks knew nothing of each other: scalar."""
+        later = self.codebooks[1:]  # [K - 1, C, d]
+        return (later - later.mean(dim=1, keepdim=True)).square().mean(dim=1).sum(dim=0).mean().sqrt()
+
+    def vector_loss(self, vectors: Tensor, batch: NARBatch) -> Tensor:
+        """Mean square error of ``AllStages.vectors`` over ``batch.in_loss``, as a share of the square of the sum."""
+        truth = self._look_up(batch.codes[:, 1:], self.codebooks[1:])  # [B, T, d]
+        error = (vectors - truth).square().mean(dim=-1)  # [B, T]
+        return (error * batch.in_loss).sum() / batch.in_loss.sum().clamp(min=1) / self._rms().square()
+
+    @staticmethod
+    def _look_up(codes: Tensor, codebooks: Tensor) -> Tensor:
+        """codes [B, k, T], codebooks [k, C, d] -> the sum of their entries [B, T, d]."""
+        size = codebooks.shape[1]
+        entries = [F.embedding(c.clamp(0, size - 1), e) for c, e in zip(codes.unbind(1), codebooks, strict=True)]
+        return torch.stack(entries).sum(0)
+
+    def _quantise(self, vectors: Tensor) -> Tensor:
+        """vectors [B, T, d], what codebooks 2 to 8 shall add up to -> codes [B, K - 1, T], as the codec would do it."""
+        codes = []
+        for entries in self.codebooks[1:]:
+            flat = vectors.flatten(0, 1)  # [B * T, d]
+            ids = (2 * flat @ entries.t() - entries.square().sum(1)).argmax(dim=1).view(vectors.shape[:2])  # [B, T]
+            vectors = vectors - F.embedding(ids, entries)
+            codes.append(ids)
+        return torch.stack(codes, dim=1)
 
     def _read(self, batch: NARBatch) -> _Known:
         """Phonemes and prompt, and what the target is told besides its codes."""
@@ -261,6 +339,9 @@ class NAR(nn.Module):
             NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
         )
         h = self._transform(known, codes, 2) if self.config.one_pass else None
+        if h is not None and self.config.complete_by == "vectors":
+            codes = torch.cat([codes, self._quantise(self._vectors(h))], dim=1)  # [B, K, T]
+            return codes.masked_fill(~is_target.unsqueeze(1), 0)
         for stage in self.stages:
             logits = self._predict(known, codes, stage) if h is None else self._logits(h, codes, stage)
             codes = torch.cat([codes, logits.argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]

@@ -239,6 +239,26 @@ class Embedding(nn.Embedding):
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
 
+def code_vectors(codebooks: Tensor, dim: int) -> Tensor:
+    """A codec's codebooks as embeddings to begin with: codes that sound alike then start alike.
+
+    Each is centred, rotated at random (all by the same rotation; if ``dim`` is the smaller one, projected), and scaled
+    to the size of ``Embedding``'s vectors, a mean square norm of 1.
+
+    Args:
+        codebooks: [K, C, d] the entries of each codebook.
+        dim: D.
+
+    Returns:
+        [K, C, D].
+    """
+    d = codebooks.shape[2]
+    rotation = torch.linalg.qr(torch.randn(max(d, dim), max(d, dim)))[0][:d, :dim]  # [d, D]
+    vectors = (codebooks - codebooks.mean(dim=1, keepdim=True)) @ rotation.to(codebooks)
+    scale: Tensor = vectors.square().sum(dim=2).mean(dim=1).sqrt().clamp(min=1e-8)  # [K]
+    return vectors / scale.view(-1, 1, 1)  # type: ignore[no-any-return]
+
+
 class SinusoidalPositions(nn.Module):
     """A table of ``sinusoids``: no parameters, not stored, longer when a longer one is asked for."""
 

@@ -62,6 +62,9 @@ class TaskConfig:
     """The fields of ARConfig or NARConfig; n_phonemes, codebook_size and n_quantizers come from the pack."""
     init: str = ""
     """A model to start from instead of random weights: best/ of another run, or ar/ or nar/ of a model folder."""
+    codebooks: bool = False
+    """Begin with the codec's own codebooks as embeddings of the codes, so that codes that sound alike start alike; the
+    paper does not. Needs ``codec``, and has no effect with ``init``."""
     batches: BatchConfig = field(default_factory=BatchConfig)
     """What a batch is."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

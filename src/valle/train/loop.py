@@ -105,6 +105,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.task: Task[Any] = make_task(kind, self.task_config.model, self.pack.info)
         self.model: nn.Module = self.task.model.to(self.device)
+        if self.task_config.codebooks and not self.task_config.init:
+            self.task.model.begin_with(self._codebooks())
         if self.task_config.init:
             self.model.load_state_dict(load_weights(kind, self.task_config.init).state_dict())
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -384,6 +386,20 @@ class Trainer:
         codec = load_codec(self.config.codec, self.device)
         self.pack.require(codec_fingerprint=codec.fingerprint())
         return codec
+
+    def _codebooks(self) -> Tensor:
+        """The entries of the codec's codebooks, [K, codebook_size, d].
+
+        Raises:
+            ValleError: no codec is named, or it is not the one that made the pack.
+        """
+        from valle.codec.base import load_codec
+
+        if not self.config.codec:
+            raise ValleError(f"[{self.kind}] codebooks = true takes them from the codec; name its folder as codec")
+        codec = load_codec(self.config.codec, self.device)
+        self.pack.require(codec_fingerprint=codec.fingerprint())
+        return codec.codebooks()
 
     def _choose_dev(self) -> list[list[Example]]:
         """The batches of a validation: all of dev, or ``dev_frames`` taken evenly over all lengths."""

@@ -39,7 +39,7 @@ class Task(ABC, Generic[Batch]):
     """A model and what training it means. ``Batch`` is on the CPU until ``loss`` gets it."""
 
     kind: Kind
-    model: nn.Module
+    model: AR | NAR
 
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class NARTask(Task[tuple[NARBatch, int]]):
     def _loss_of_all(self, rows: NARBatch) -> tuple[Tensor, Metrics]:
         """The weighted mean of the stages' losses; the metrics without a stage are plain means over the stages."""
         stages = list(self.model.stages)
-        logits = self.model.all_stages(rows)
-        by_stage = [self.model.loss(some, rows, stage) for some, stage in zip(logits, stages, strict=True)]
+        said = self.model.all_stages(rows)
+        by_stage = [self.model.loss(some, rows, stage) for some, stage in zip(said.logits, stages, strict=True)]
         weights = self.model.config.stage_weights or (1.0,) * len(stages)
         loss = torch.stack([loss * w / sum(weights) for (loss, _), w in zip(by_stage, weights, strict=True)]).sum()
         metrics = {"n_tokens": by_stage[0][1]["n_tokens"]}
@@ -182,6 +182,9 @@ class NARTask(Task[tuple[NARBatch, int]]):
             if name != "n_tokens":
                 metrics[name] = torch.stack([m[name].float() for _, m in by_stage]).mean()
                 metrics |= {f"{name}_{stage}": m[name] for stage, (_, m) in zip(stages, by_stage, strict=True)}
+        if said.vectors is not None:
+            error = self.model.vector_loss(said.vectors, rows)
+            loss, metrics["vector"] = loss + error * self.model.config.vector_weight, error.detach()
         return loss, metrics
 
     def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[tuple[NARBatch, int]]:
