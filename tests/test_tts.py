@@ -262,6 +262,14 @@ def test_an_aligned_model_goes_on_from_a_recording(aligned: VALLE, tmp_path: Pat
         assert audio.info["frames"] > 0
 
 
+def test_a_transcript_that_hardly_fits_is_a_warning(aligned: VALLE, aligned_prompt: Prompt) -> None:
+    for fit, warned in ((-2.0, False), (-6.0, True)):
+        audio = aligned.generate("Hi.", prompt=replace(aligned_prompt, fit=fit), seed=0)
+        assert any("hardly fits" in warning for warning in audio.info["warnings"]) == warned
+    assert aligned_prompt.fit is not None
+    assert aligned_prompt.fit < 0
+
+
 def test_what_cannot_be_aligned_is_told(
     aligned: VALLE, prompt: Prompt, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

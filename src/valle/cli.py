@@ -19,7 +19,7 @@ COMMANDS = {
     "codec train": ("CONFIG [--resume]", "train a codec"),
     "codec eval": ("...", "measure a codec"),
     "asr train-aligner": ("SOURCE --out DIR", "learn when phonemes are spoken"),
-    "asr align": ("AUDIO --text T --aligner DIR", "when each phoneme is spoken"),
+    "asr align": ("AUDIO --text T [--aligner DIR]", "when each phoneme is spoken"),
     "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
     "train": ("ar|nar CONFIG [--resume]", "train a language model"),
     "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),

@@ -314,8 +314,8 @@ class AsrAlign:
     """Any sound file."""
     text: Annotated[str, arg(metavar="T")]
     """The words spoken in it."""
-    aligner: Annotated[str, arg(metavar="DIR")]
-    """What `valle asr train-aligner` wrote."""
+    aligner: Annotated[str, arg(metavar="DIR")] = ""
+    """What `valle asr train-aligner` wrote; the embedded model's aligner by default."""
     lang: Annotated[str, arg(metavar="LANG")] = "en-us"
     """Language of the text, as espeak names it."""
     json: Flag = False
@@ -325,9 +325,10 @@ class AsrAlign:
         """Align."""
         from valle.asr.aligner import HOP_LENGTH, SAMPLE_RATE, Aligner
         from valle.audio import load, normalise_loudness
+        from valle.pretrained import find_model
         from valle.text import DEFAULT_INVENTORY, Phonemizer
 
-        aligner = Aligner.load(self.aligner)
+        aligner = Aligner.load(self.aligner or find_model() / "aligner")
         if aligner.inventory_version != DEFAULT_INVENTORY.version:
             raise ValleError(
                 f"the aligner {self.aligner} knows the phonemes {aligner.inventory_version}, this program writes "
@@ -340,7 +341,7 @@ class AsrAlign:
         spans = list(zip(symbols, [0.0, *ends[:-1]], ends, strict=True))
         if self.json:
             told = [{"symbol": symbol, "start": start, "end": end} for symbol, start, end in spans]
-            report = {"symbols": told, "log_likelihood": round(alignment.log_likelihood, 3)}
+            report = {"symbols": told, "fit": round(alignment.fit, 3)}
             sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
         else:
             sys.stdout.write("".join(f"{symbol}\t{start:.3f}\t{end:.3f}\n" for symbol, start, end in spans))

@@ -39,6 +39,8 @@ class Prompt:
     """By which the model's wave, as loud as the recording, comes to the usual level."""
     durations: list[int] | None = None
     """Frames of each phoneme, T' in all; for models with alignment, and None with others."""
+    fit: float | None = None
+    """How well the transcript fits the recording (``Alignment.fit``); as for ``durations``."""
 
     @property
     def n_frames(self) -> int:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from valle.asr.aligner import WORST_FIT, Alignment
 from valle.audio import Audio, Source, load_reference, loudness_gain
 from valle.errors import ValleError
 from valle.model.alignment import frame_index
@@ -153,7 +154,10 @@ class VALLE:
         with torch.inference_mode():
             codes = self.model.codec.encode(reference.waveform.unsqueeze(0).to(self.model.device))[0]  # [8, T']
         gain = loudness_gain(reference.waveform, reference.sample_rate)
-        return Prompt(name, codes, phonemes, gain, self._align(name, reference.waveform, phonemes, codes.shape[1]))
+        aligned = self._align(name, reference.waveform, phonemes, codes.shape[1])
+        if aligned is None:
+            return Prompt(name, codes, phonemes, gain)
+        return Prompt(name, codes, phonemes, gain, aligned.durations.tolist(), aligned.fit)
 
     def generate(
         self,
@@ -264,18 +268,19 @@ class VALLE:
             )
         return prompt
 
-    def _align(self, name: str, wav: Tensor, phonemes: list[int], n_frames: int) -> list[int] | None:
-        """Frames of each phoneme of a recording [1, N], ``n_frames`` in all; None when the model does not ask."""
+    def _align(self, name: str, wav: Tensor, phonemes: list[int], n_frames: int) -> Alignment | None:
+        """The phonemes of a recording [1, N] of ``n_frames`` frames; None when the model does not ask."""
         if not self.model.needs_aligner:
             return None
         aligner = self.model.aligner
         assert aligner is not None, "a checked model has the aligner that it needs"
         try:
-            durations: list[int] = aligner.align(wav, phonemes).durations.tolist()
+            aligned = aligner.align(wav, phonemes)
         except ValleError as error:
             raise ValleError(f"{name} cannot be aligned with its transcript: {error}") from error
-        assert sum(durations) == n_frames, f"the aligner counts {sum(durations)} frames, the codec {n_frames}"
-        return durations
+        counted = int(aligned.durations.sum())
+        assert counted == n_frames, f"the aligner counts {counted} frames, the codec {n_frames}"
+        return aligned
 
     def _phonemes(self, text: str, lang: str) -> list[int]:
         """Ids of a text's phonemes; none where there is nothing to say."""
@@ -503,6 +508,11 @@ class VALLE:
         cut = options.max_seconds is not None and seconds >= options.max_seconds
         unfinished = [entry["text"] for entry in told if entry["stop"] != "eos"]
         warnings = [f"the speech was cut at max_seconds, {options.max_seconds:g} s"] if cut else []
+        if prompt.fit is not None and prompt.fit < WORST_FIT:
+            warnings.append(
+                f"the transcript hardly fits {prompt.name}: are these the words that are spoken in it? If not, the voice "
+                "and the words suffer"
+            )
         if unfinished and not cut:
             warnings.append(
                 f"{len(unfinished)} of {len(told)} pieces reached their longest length without an end: words may be "

@@ -167,7 +167,7 @@ def test_nothing_fit_is_an_error(corpus, tmp_path):
 
 def test_an_aligner_adds_durations_and_rejects(corpus, tmp_path):
     codec, out = FakeCodec(), tmp_path / "pack"
-    info = build(corpus, out, codec, aligner=FakeAligner(), min_likelihood=-90.0)
+    info = build(corpus, out, codec, aligner=FakeAligner(), min_fit=-90.0)
     assert info.aligned
     assert info.phoneme_kinds == INVENTORY.kinds
     assert info.rejected["train"]["text and audio that cannot be aligned"] == 1  # good0, of 75 frames
@@ -177,9 +177,9 @@ def test_an_aligner_adds_durations_and_rejects(corpus, tmp_path):
     for i in range(3):
         assert split.durations(i).tolist() == [split.n_frames[i]] + [0] * (len(split.phonemes(i)) - 1)
     before = codec.encoded
-    build(corpus, out, codec, aligner=FakeAligner(), min_likelihood=-90.0)
+    build(corpus, out, codec, aligner=FakeAligner(), min_fit=-90.0)
     assert codec.encoded == before  # all is kept
-    build(corpus, out, codec, aligner=FakeAligner(name="another"), min_likelihood=-90.0)
+    build(corpus, out, codec, aligner=FakeAligner(name="another"), min_fit=-90.0)
     assert codec.encoded == 2 * before
     assert not build(corpus, out, codec).aligned  # made again, without
     assert len(Pack(out).split("train")) == 5
@@ -204,7 +204,7 @@ def test_a_pack_like_another_has_new_codes_and_the_old_durations(corpus, tmp_pat
         def encode(self, wav):
             return super().encode(wav) + 1
 
-    first = build(corpus, tmp_path / "first", FakeCodec(), aligner=FakeAligner(), min_likelihood=-90.0)
+    first = build(corpus, tmp_path / "first", FakeCodec(), aligner=FakeAligner(), min_fit=-90.0)
     again = build_pack(
         [corpus],
         OtherCodec(),

@@ -138,7 +138,7 @@ class _Trainer:
         total, start = 0.0, 0
         while start < len(self.lens):
             stop = min(start + max(1, min(_BATCH_ROWS, _BATCH_FRAMES // self.lens[start])), len(self.lens))
-            paths, scores = self.aligner.viterbi(self.features[start:stop], self.chains[start:stop])
+            paths, scores, _ = self.aligner.viterbi(self.features[start:stop], self.chains[start:stop])
             rows += [c.rows[path] for c, path in zip(self.chains[start:stop], paths, strict=True)]
             self.paths += paths
             total += sum(scores)

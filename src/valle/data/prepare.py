@@ -74,8 +74,9 @@ class PrepareConfig:
     """Bring all to one level, that of references."""
     compact: bool = False
     """Store ten bits a code instead of sixteen."""
-    min_likelihood: float | None = None
-    """With an aligner: utterances of a lower log-likelihood a frame are left out; by default none."""
+    min_fit: float | None = None
+    """With an aligner: utterances whose text fits worse (``Alignment.fit``, -4 is hardly what is said) are left out; by
+    default none."""
 
 
 class Rejected(Exception):
@@ -310,8 +311,8 @@ class _ShardMaker:
                 alignment = self.aligner.align(wav, ids)
             except ValleError as error:
                 raise Rejected("text and audio that cannot be aligned") from error
-            least = self.config.min_likelihood
-            if least is not None and alignment.log_likelihood < least:
+            least = self.config.min_fit
+            if least is not None and alignment.fit < least:
                 raise Rejected("text that is hardly what is said")
             durations = alignment.durations  # [S]
         with torch.inference_mode():
@@ -327,7 +328,7 @@ class _ShardMaker:
         config = to_dict(self.config)
         made_by = [self.codec.fingerprint(), self.inventory.version, config]
         if self.aligner is None:
-            del config["min_likelihood"]  # it decides nothing
+            del config["min_fit"]  # it decides nothing
         else:
             made_by.append(self.aligner.fingerprint())
         if self.known is not None:
@@ -410,10 +411,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--like", metavar="PACK", help="take phonemes and durations from a pack of these recordings by another codec"
     )
     parser.add_argument(
-        "--min-likelihood",
+        "--min-fit",
         type=float,
         metavar="F",
-        help="with --aligner: leave out what has a lower log-likelihood a frame (nothing)",
+        help="with --aligner: leave out texts that fit worse, such as -4 (none)",
     )
     parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
@@ -426,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         min_seconds=args.min_seconds,
         max_seconds=args.max_seconds,
         compact=args.compact,
-        min_likelihood=args.min_likelihood,
+        min_fit=args.min_fit,
     )
     splits = args.splits.split(",")
     codec = load_codec(args.codec)
