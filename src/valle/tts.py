@@ -510,8 +510,8 @@ class VALLE:
         warnings = [f"the speech was cut at max_seconds, {options.max_seconds:g} s"] if cut else []
         if prompt.fit is not None and prompt.fit < WORST_FIT:
             warnings.append(
-                f"the transcript hardly fits {prompt.name}: are these the words that are spoken in it? If not, the voice "
-                "and the words suffer"
+                f"the transcript hardly fits {prompt.name}: are these the words spoken in it? If not, voice and words "
+                "suffer"
             )
         if unfinished and not cut:
             warnings.append(
