@@ -25,6 +25,7 @@ VARIANTS = [
 
 
 ONE_PASS = NARConfig(n_phonemes=11, codebook_size=SIZE, transformer=TINY, one_pass=True)
+LOCAL = NARConfig(n_phonemes=11, codebook_size=SIZE, transformer=TINY, one_pass=True, local_layers=2)
 
 
 def make(config=VARIANTS[0]):
@@ -93,7 +94,7 @@ def tables(model):
 # Reading
 
 
-@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("config", [*VARIANTS, LOCAL])
 @pytest.mark.parametrize("padding", [0, -100, 10**6])
 @pytest.mark.parametrize("stage", [2, 5, 8])
 def test_padding_does_not_change_logits(config, padding, stage):
@@ -331,7 +332,7 @@ def test_the_papers_prompt_is_three_seconds():
 # Speaking
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS])
+@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS, LOCAL])
 def test_generation_is_the_arg_max_stage_by_stage(config):
     model, batch = make(config), make_batch()
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
@@ -343,7 +344,7 @@ def test_generation_is_the_arg_max_stage_by_stage(config):
     assert len(said.unique()) > 8
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS])
+@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS, LOCAL])
 def test_a_batch_equals_one_by_one(config):
     model, batch = make(config), make_batch(padding=-1)
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)

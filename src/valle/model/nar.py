@@ -70,6 +70,9 @@ class NARConfig:
     """Run the transformer once, at stage 2, and go from codebook to codebook by a small network within each frame. All
     stages then learn at every step, where the paper's learn in turns, and speaking takes one pass in place of seven."""
 
+    local_layers: int = 0
+    """Convolutions (7 frames each) that read the target before the transformer and pass on to the output beside it;
+    0: none (the paper). What a code lost in rounding stands in its neighbours', and attention finds that out slowly."""
     codebook_dim: int = 0
     """With ``one_pass``: width of the codec's vectors, to foretell as well what codebooks 2 to 8 add up to; 0: off. The
     error of a sum teaches more than whether each of seven codes was hit."""
@@ -158,6 +161,8 @@ class NAR(nn.Module):
         if config.prompt_summary:
             self.summary = nn.Linear(dim, dim, bias=False)  # no prompt, nothing added
             nn.init.normal_(self.summary.weight, std=dim**-0.5)
+        if config.local_layers:
+            self.local = LocalContext(dim, config.local_layers)
         if config.one_pass:
             self.heads = nn.ModuleList(FrameHead(dim) for _ in self.stages)
         if config.codebook_dim:
@@ -280,9 +285,14 @@ class NAR(nn.Module):
         target = self._sum_embeddings(codes[:, : stage - 1], known.is_target)  # [B, T, D]
         if known.added is not None:
             target = target + known.added
+        local = None
+        if self.config.local_layers:
+            local = self.local(target, known.is_target)  # [B, T, D]
+            target = target + local * self.local.scale
         x = torch.cat([known.x, target + self.positions(n_target)], dim=1)  # [B, S + T' + T, D]
         h: Tensor = self.transformer(x, mask=known.mask, condition=self.stage_emb.weight[stage - 2])
-        return h[:, x.shape[1] - n_target :]  # [B, T, D]
+        h = h[:, x.shape[1] - n_target :]  # [B, T, D]
+        return h if local is None else h + self.local.out(local)
 
     def _logits(self, h: Tensor, codes: Tensor, stage: int) -> Tensor:
         """h [B, T, D] -> logits [B, T, codebook_size] of a stage."""
@@ -356,6 +366,34 @@ class NAR(nn.Module):
         return F.embedding_bag(ids, self.code_emb.weight, mode="sum").view(
             batch_size, length, self.code_emb.embedding_dim
         )
+
+
+class LocalContext(nn.Module):
+    """Residual convolutions over time that never see padding."""
+
+    kernel_size = 7
+
+    def __init__(self, dim: int, n_layers: int) -> None:
+        super().__init__()
+        self.scale = dim**-0.5  # what it says is as large as the transformer's output, embeddings are small beside it
+        self.norm = nn.LayerNorm(dim)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(dim, dim, self.kernel_size, padding=self.kernel_size // 2) for _ in range(n_layers)
+        )
+        self.out = nn.Linear(dim, dim)
+        for layer in (*self.convs, self.out):
+            assert isinstance(layer, nn.Conv1d | nn.Linear)
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, is_frame: Tensor) -> Tensor:
+        """x [B, T, D], is_frame [B, T] bool -> [B, T, D]."""
+        x = self.norm(x)
+        for conv in self.convs:
+            y = x.masked_fill(~is_frame.unsqueeze(-1), 0)
+            x = x + F.gelu(conv(y.transpose(1, 2))).transpose(1, 2)
+        return x
 
 
 class FrameHead(nn.Module):
