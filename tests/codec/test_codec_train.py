@@ -18,7 +18,8 @@ from valle.codec.crops import Crops, build_cache, random_crops
 from valle.codec.encodec import EnCodecConfig
 from valle.codec.pitch import build_pitch, fill
 from valle.codec.spectral import SpectralCodecConfig
-from valle.codec.train import CodecTrainConfig, CodecTrainer, DataConfig, train_codec
+from valle.codec.train import CodecTrainer, train_codec
+from valle.codec.train_config import CodecTrainConfig, DataConfig
 from valle.errors import ValleError
 
 SMALL = SpectralCodecConfig(

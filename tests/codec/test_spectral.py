@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valle.codec.base import load_codec
-from valle.codec.spectral import InverseSTFT, SpectralCodec, SpectralCodecConfig, mel_filterbank
+from valle.codec.frames import InverseSTFT, mel_filterbank
+from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
 
 SMALL = SpectralCodecConfig(
     encoder_dim=24, encoder_layers=2, decoder_dim=32, decoder_layers=3, codebook_dim=12, codebook_size=32
@@ -67,7 +68,7 @@ def test_streaming_equals_decoding_at_once(
 def test_streaming_waits_no_longer_than_the_lookahead(codec: SpectralCodec) -> None:
     stream = codec.stream_decoder()
     n_samples = sum(stream.push(torch.zeros(1, 8, 1, dtype=torch.int64)).shape[2] for _ in range(20))
-    assert n_samples == (20 - SMALL.lookahead) * 320 - stream.istft.side
+    assert n_samples == (20 - SMALL.lookahead) * 320 - stream.overlap.istft.side
 
 
 def test_an_empty_stream_ends_in_silence(codec: SpectralCodec) -> None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from valle.codec.spectral import LogMel, mel_filterbank
+from valle.codec.frames import LogMel, mel_filterbank
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.files import write_atomic

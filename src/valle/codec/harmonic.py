@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from valle.codec.frames import Backbone, InverseSTFT, OverlapAddStream
+
 if TYPE_CHECKING:
     from valle.codec.spectral import SpectralCodecConfig
 
@@ -84,8 +86,6 @@ class HarmonicDecoder(nn.Module):
     window: Tensor
 
     def __init__(self, config: SpectralCodecConfig) -> None:
-        from valle.codec.spectral import Backbone, InverseSTFT
-
         super().__init__()
         self.sample_rate = config.sample_rate
         self.sub_hop = config.hop_length // N_SUB
@@ -188,9 +188,7 @@ class HarmonicStream:
         self.pulses = torch.zeros(1, side)  # source samples that the next spectrum begins with
         self.noise = torch.zeros(1, side)
         self.filters: Tensor | None = None  # [1, n, 3, n_bins] that wait for their source's end
-        self.tail: Tensor | None = None  # [1, n_fft - hop] sums not yet final
-        self.tail_envelope: Tensor | None = None
-        self.skip = side
+        self.overlap = OverlapAddStream(decoder.istft)
 
     def push(self, filters: Tensor, hz: Tensor, last: bool) -> Tensor:
         """Filters [1, n, 3, n_bins] and hz [1, n], n may be 0 -> wav [1, 1, m]."""
@@ -218,25 +216,7 @@ class HarmonicStream:
                 self.pulses[:, gone:],
                 self.noise[:, gone:],
             )
-            wav = self._overlap(istft.frames(spectrum))
-        if last and self.tail is not None and self.tail_envelope is not None:
-            tail = self.tail / self.tail_envelope.clamp(min=1e-6)
-            wav = torch.cat([wav, tail[:, self.skip : tail.shape[1] - istft.side]], dim=1)
+            wav = self.overlap.push(istft.frames(spectrum))
+        if last:
+            wav = torch.cat([wav, self.overlap.finish().to(wav)], dim=1)
         return wav.unsqueeze(1)
-
-    def _overlap(self, frames: Tensor) -> Tensor:
-        """frames [1, n, n_fft] -> the samples that no later frame reaches, [1, m]."""
-        istft = self.decoder.istft
-        n = frames.shape[1]
-        wav = istft.overlap_add(frames)
-        envelope = istft.overlap_add((istft.window**2).expand(1, n, -1))
-        if self.tail is not None and self.tail_envelope is not None:
-            n_tail = self.tail.shape[1]
-            wav[:, :n_tail] += self.tail
-            envelope[:, :n_tail] += self.tail_envelope
-        n_final = n * istft.hop_length
-        self.tail, self.tail_envelope = wav[:, n_final:], envelope[:, n_final:]
-        final = wav[:, :n_final] / envelope[:, :n_final].clamp(min=1e-6)
-        skipped = min(self.skip, n_final)
-        self.skip -= skipped
-        return final[:, skipped:]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from valle.codec.spectral import mel_filterbank
+from valle.codec.frames import mel_filterbank
 
 FLOOR = 1e-5
 """Magnitudes below this count as silence in the logarithm."""
