@@ -253,6 +253,23 @@ def test_an_aligned_model_speaks_to_the_end_of_its_text(aligned: VALLE, aligned_
     assert piece["scores"][piece["candidate"]] == max(piece["scores"])
 
 
+def test_candidates_of_an_aligned_model_are_chosen_by_ear(
+    aligned: VALLE, aligned_prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = aligned._fit_of_speech
+    fits: list[float | None] = []
+
+    def listen(piece: Piece, codes: torch.Tensor) -> float | None:
+        fits.append(heard(piece, codes))
+        return [-300.0, -1.0, -200.0][len(fits) - 1]
+
+    monkeypatch.setattr(aligned, "_fit_of_speech", listen)
+    audio = aligned.generate("Hello there.", prompt=aligned_prompt, seed=7, num_candidates=3)
+    assert all(fit is not None and fit < 0 for fit in fits)
+    assert audio.info["pieces"][0]["candidate"] == 1
+    assert audio.info["pieces"][0]["scores"][2] < -100
+
+
 def test_an_aligned_model_goes_on_from_a_recording(aligned: VALLE, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", voiced(4.5), 24000)
     prompt = aligned.prompt(tmp_path / "long.wav", TEXT)

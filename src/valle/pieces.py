@@ -120,13 +120,15 @@ def candidate_seeds(seed: int, piece: int, n_candidates: int) -> list[int]:
     return [int.from_bytes(hashlib.sha256(name).digest()[:6], "big") for name in names]
 
 
-def score(piece: Piece, n_frames: int, stop: str, log_prob: float) -> float:
-    """How good a candidate is: its mean log-probability, less 1 without an end, less its deviation from the length.
+def score(piece: Piece, n_frames: int, stop: str, quality: float) -> float:
+    """How good a candidate is: its quality, less 1 without an end, less its deviation from the length.
 
-    Loops are probable and so are silences, which is why the probability alone chooses badly.
+    The quality is how well the text fits the speech as the model's aligner hears it (``Alignment.fit``), or without an
+    aligner the mean log-probability of the codes. Loops are probable and so are silences, which is why the probability
+    alone chooses badly.
     """
     deviation = abs(math.log(max(n_frames, 1) / max(piece.expected_frames, 1.0)))
-    return log_prob - (stop != "eos") - max(0.0, deviation - math.log(1.5))
+    return quality - (stop != "eos") - max(0.0, deviation - math.log(1.5))
 
 
 def join(

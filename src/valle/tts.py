@@ -376,15 +376,45 @@ class VALLE:
                 scores[row] = score(some[n], len(codes_1[row]), stops[row], float(result.log_probs[n]))
             if progress is not None:
                 progress(min(start + BATCH_ROWS, len(rows)) // options.num_candidates, len(pieces))
+        codes: dict[tuple[int, int], Tensor] = {}
+        if options.num_candidates > 1 and self.model.needs_aligner:
+            codes = self._complete(pieces, rows, codes_1, index)
+            for row in rows:
+                if (fit := self._fit_of_speech(pieces[row[0]], codes[row])) is not None:
+                    scores[row] = score(pieces[row[0]], len(codes_1[row]), stops[row], fit)
         best = [max(range(options.num_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
-        chosen = list(enumerate(best))
-        codes = self._add_codebooks(
-            pieces, [codes_1[row] for row in chosen], [index[row] for row in chosen] if index else None
-        )
+        codes = codes or self._complete(pieces, list(enumerate(best)), codes_1, index)
         return [
-            Spoken(codes[i], stops[i, best[i]], [scores[i, c] for c in range(options.num_candidates)], best[i])
+            Spoken(codes[i, best[i]], stops[i, best[i]], [scores[i, c] for c in range(options.num_candidates)], best[i])
             for i in range(len(pieces))
         ]
+
+    def _complete(
+        self,
+        pieces: list[Piece],
+        rows: list[tuple[int, int]],
+        codes_1: dict[tuple[int, int], Tensor],
+        index: dict[tuple[int, int], Tensor],
+    ) -> dict[tuple[int, int], Tensor]:
+        """All codebooks [8, t] of some rows, each a piece and a candidate."""
+        codes = self._add_codebooks(
+            [pieces[i] for i, _ in rows],
+            [codes_1[row] for row in rows],
+            [index[row] for row in rows] if index else None,
+        )
+        return dict(zip(rows, codes, strict=True))
+
+    def _fit_of_speech(self, piece: Piece, codes: Tensor) -> float | None:
+        """How well the text fits what was spoken, as the aligner hears it; None where it cannot tell."""
+        said = piece.phonemes[len(piece.prompt.phonemes) :]
+        assert self.model.aligner is not None
+        if not said or not codes.shape[1]:
+            return None
+        wav = self.model.codec.decode(codes.unsqueeze(0))[0].float().cpu()  # [1, n]
+        try:
+            return self.model.aligner.align(wav, said).fit
+        except ValleError:  # too short for its text, or a text without a phone
+            return None
 
     def _add_codebooks(
         self, pieces: list[Piece], codes_1: list[Tensor], index: list[Tensor] | None = None
