@@ -51,6 +51,19 @@ def test_runs_become_a_model(tmp_path, make_pack):
     assert not (tmp_path / "no").exists()
 
 
+def test_how_it_speaks_goes_into_the_model(tmp_path, make_pack):
+    codec = tiny_codec(0)
+    codec.save(tmp_path / "codec")
+    pack = make_pack({"train": [30, 40], "dev": [30]}, fingerprint=codec.fingerprint())
+    runs = [train(kind, config_file(tmp_path, pack, max_steps=1)) for kind in ("ar", "nar")]
+    parts = ["--ar", str(runs[0]), "--nar", str(runs[1]), "--codec", str(tmp_path / "codec")]
+    assert main([*parts, "--out", str(tmp_path / "mine"), "--temperature", "0.6", "--top-p", "0.9"]) == 0
+    info = load_pretrained(tmp_path / "mine").info
+    assert (info.name, info.sampling.temperature, info.sampling.top_p) == ("mine", 0.6, 0.9)
+    assert main([*parts, "--out", str(tmp_path / "no"), "--temperature", "-1"]) == 2
+    assert main([*parts, "--out", str(tmp_path / "no"), "--complete-by", "vectors"]) == 2  # it has none
+
+
 def test_runs_with_an_alignment_need_its_aligner(tmp_path, make_pack):
     codec = tiny_codec(0)
     codec.save(tmp_path / "codec")

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from valle.data.pack import PHONEMES_FILE
 from valle.errors import ValleError
 from valle.model.ar import AR
 from valle.model.nar import NAR
+from valle.model.sampling import SamplingConfig
 from valle.train.config import Kind
 from valle.train.tasks import load_weights
 
@@ -39,6 +41,8 @@ def export(
     version: str = "0",
     dtype: Literal["fp16", "fp32"] = "fp16",
     aligner_folder: str | Path | None = None,
+    sampling: SamplingConfig | None = None,
+    complete_by: Literal["codes", "vectors"] | None = None,
 ) -> Path:
     """Assemble a model folder.
 
@@ -51,6 +55,8 @@ def export(
         version: of the model.
         dtype: of the weights on disk.
         aligner_folder: the aligner that aligned the pack; needed for models with alignment, left out otherwise.
+        sampling: how the model samples when the caller does not say; what was best on dev.
+        complete_by: how a NAR that foretells vectors speaks (``NARConfig.complete_by``); None: as its run says.
 
     Raises:
         ValleError: a run without best weights, or parts that do not belong together.
@@ -76,6 +82,8 @@ def export(
     ar, nar = load_weights("ar", ar_best), load_weights("nar", nar_best)
     assert isinstance(ar, AR)
     assert isinstance(nar, NAR)
+    if complete_by is not None:
+        nar.config = replace(nar.config, complete_by=complete_by)
     aligner = None
     if ar.config.alignment or nar.config.alignment:
         from valle.asr.aligner import Aligner
@@ -90,6 +98,7 @@ def export(
         inventory_version=inventory.version,
         version=version,
         max_seconds=min(n["max_seconds"] for n in notes.values()),
+        sampling=sampling or SamplingConfig(),
         training=notes,
     )
     out = Path(out)
@@ -122,9 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--codec", required=True, metavar="DIR", help="the codec that made their pack")
     parser.add_argument("--aligner", metavar="DIR", help="the aligner of their pack, for models with alignment")
     parser.add_argument("--out", required=True, metavar="DIR", help="the model folder")
-    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--name", help="name of the model (that of its folder)")
     parser.add_argument("--version", default="0", help="version of the model")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the weights on disk")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of its sampling, unless the caller says (1)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="likewise (1)")
+    parser.add_argument("--complete-by", choices=("codes", "vectors"), help="how a NAR with codebook_dim speaks")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -133,10 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.nar,
             args.codec,
             args.out,
-            name=args.name,
+            name=args.name or Path(args.out).resolve().name,
             version=args.version,
             dtype=args.dtype,
             aligner_folder=args.aligner,
+            sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p),
+            complete_by=args.complete_by,
         )
     except ValleError as error:
         logger.error("error: %s", error)
