@@ -65,13 +65,13 @@ def test_the_python_block_runs(desk: Path) -> None:
 
 def test_the_training_lines_name_what_there_is() -> None:
     """They take hours; that their commands, options and files exist can be known at once."""
-    lines = [line for line in shell_lines() if re.match(r"valle (codec train|prepare|train|export)", line)]
-    assert len(lines) == 5
+    lines = [line for line in shell_lines() if re.match(r"valle (codec train|asr|prepare|train|export)", line)]
+    assert len(lines) == 6
     for line in lines:
         words = shlex.split(line)
         for config in (w for w in words if w.startswith("configs/")):
             assert (ROOT / config).is_file(), config
-        name = " ".join(words[1:3]) if words[1] == "codec" else words[1]
+        name = " ".join(words[1:3]) if words[1] in ("codec", "asr") else words[1]
         assert name in cli.COMMANDS
 
 
