@@ -277,6 +277,12 @@ def test_an_aligned_model_goes_on_from_a_recording(aligned: VALLE, tmp_path: Pat
         audio = aligned.generate(text, prompt=prompt, continual=True, seed=0)
         assert torch.equal(audio.codes[:, :225], prompt.codes[:, :225])
         assert audio.info["frames"] > 0
+    n = len(prompt.phonemes)
+    said = replace(prompt, durations=[225, *[0] * (n - 2), prompt.n_frames - 225])
+    done = replace(prompt, durations=[0] * (n - 1) + [prompt.n_frames])
+    with pytest.raises(ValleError, match="is at its end after 3 s"):
+        aligned.generate("", prompt=done, continual=True, seed=0)
+    assert aligned.generate("", prompt=said, continual=True, seed=0).info["frames"] > 0
 
 
 def test_a_transcript_that_hardly_fits_is_a_warning(aligned: VALLE, aligned_prompt: Prompt) -> None:

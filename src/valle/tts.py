@@ -36,7 +36,7 @@ from valle.model.alignment import frame_index
 from valle.model.sampling import SamplingConfig
 from valle.pieces import MAX_PHONEMES_PER_S, Piece, Prompt, Spoken, candidate_seeds, join, make_piece, score
 from valle.pretrained import Pretrained, load_pretrained
-from valle.text import WORD_BOUNDARY, Phonemizer, normalise, split_sentences
+from valle.text import PHONE, WORD_BOUNDARY, Phonemizer, normalise, split_sentences
 from valle.voices import find_voice
 
 BATCH_ROWS = 8
@@ -282,6 +282,13 @@ class VALLE:
         assert counted == n_frames, f"the aligner counts {counted} frames, the codec {n_frames}"
         return aligned
 
+    def _is_said(self, head: Prompt) -> bool:
+        """Whether no phone of an aligned transcript is left after its head."""
+        if head.durations is None:
+            return False
+        begun = max((s + 1 for s, n in enumerate(head.durations) if n), default=0)
+        return not any(self.model.inventory.kinds[i] == PHONE for i in head.phonemes[begun:])
+
     def _phonemes(self, text: str, lang: str) -> list[int]:
         """Ids of a text's phonemes; none where there is nothing to say."""
         if not any(c.isalnum() for c in normalise(text, lang)):
@@ -307,6 +314,11 @@ class VALLE:
                 raise ValleError(
                     f"{prompt.name} has {prompt.n_frames / rate:.1f} s of speech; to continue it without a text, at "
                     f"least {self.model.info.continual_s + 1:g} s are needed: give a longer recording or a text"
+                )
+            if not ids and self._is_said(head):
+                raise ValleError(
+                    f"the transcript of {prompt.name} is at its end after {self.model.info.continual_s:g} s; give all "
+                    "the words of the recording, or a text to go on with"
                 )
             first = make_piece(
                 sentence,
@@ -406,7 +418,8 @@ class VALLE:
 
     def _fit_of_speech(self, piece: Piece, codes: Tensor) -> float | None:
         """How well the text fits what was spoken, as the aligner hears it; None where it cannot tell."""
-        said = piece.phonemes[len(piece.prompt.phonemes) :]
+        begun = max((s + 1 for s, n in enumerate(piece.durations) if n), default=0)
+        said = piece.phonemes[begun:]  # what has no frame in the prompt
         assert self.model.aligner is not None
         if not said or not codes.shape[1]:
             return None

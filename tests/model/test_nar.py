@@ -429,7 +429,10 @@ def test_vectors_are_the_sum_of_the_codes_and_lead_back_to_them():
     random = torch.Generator().manual_seed(2)
     codebooks = torch.randn(8, SIZE, 12, generator=random) * 0.4 ** torch.arange(8).view(-1, 1, 1)
     model.begin_with(codebooks)
+    model.set_codebooks(codebooks)
     assert torch.equal(model.codebooks, codebooks)
+    with pytest.raises(ValleError, match="codebook_dim"):
+        model.set_codebooks(codebooks[:, :, :5])
     truth = sum(codebooks[k][batch.codes[:, k]] for k in range(1, 8))  # [3, 9, 12]
     assert float(model.vector_loss(truth, batch)) == pytest.approx(0, abs=1e-6)
     assert float(model.vector_loss(torch.zeros_like(truth), batch)) == pytest.approx(1, abs=0.5)
@@ -457,3 +460,10 @@ def test_beginning_with_the_codebooks_keeps_their_geometry(tie):
         before, after = torch.cdist(codebooks[1:], codebooks[1:]), torch.cdist(table, table)
         for k in range(7):  # all distances shrink alike
             torch.testing.assert_close(after[k] / after[k].mean(), before[k] / before[k].mean(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("config", [VARIANTS[0], LOCAL])
+def test_nothing_to_complete_is_nothing(config):
+    model, batch = make(config), make_batch()
+    said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0, :0], torch.zeros(3, dtype=torch.int64))
+    assert said.shape == (3, 8, 0)

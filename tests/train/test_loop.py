@@ -244,6 +244,24 @@ def test_validation_tells_every_stage(tmp_path, make_pack):
     assert values["dev/loss"] == pytest.approx(mean, rel=1e-5)
 
 
+def test_one_pass_is_validated_as_it_learns(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40, 50]})
+    path = config_file(tmp_path, pack, max_steps=1)
+    path.write_text(path.read_text().replace("[nar.model]", "[nar.model]\none_pass = true\nlocal_layers = 1"))
+    values = log(train("nar", path))[-1]
+    mean = sum(values[f"dev/loss_{stage}"] for stage in range(2, 9)) / 7
+    assert values["dev/loss"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_codebooks_need_a_codec(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    path = config_file(tmp_path, pack, max_steps=1)
+    for kind in ("ar", "nar"):
+        path.write_text(path.read_text() + f"\n[{kind}]\ncodebooks = true\n")
+        with pytest.raises(ValleError, match="name its folder as codec"):
+            train(kind, path)
+
+
 def test_alignment_needs_an_aligned_pack(tmp_path, make_pack):
     pack = make_pack({"train": FRAMES, "dev": [40]})
     for kind in ("ar", "nar"):

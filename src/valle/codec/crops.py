@@ -88,6 +88,10 @@ def build_cache(
         samples_path.with_suffix(".part").rename(samples_path)
         index_path.write_text(json.dumps({"sample_rate": sample_rate, "ids": ids, "starts": starts}))
     index = json.loads(index_path.read_text())
+    if index["sample_rate"] != sample_rate:
+        raise ValleError(
+            f"{index_path} holds speech at {index['sample_rate']} Hz, not {sample_rate}; give another [data] cache"
+        )
     samples = np.memmap(samples_path, dtype=np.int16, mode="r")
     return WaveCache(samples, np.asarray(index["starts"]), index["ids"])
 

@@ -83,7 +83,6 @@ class HarmonicDecoder(nn.Module):
     """Quantised vectors [B, D, T] -> wav [B, 1, T * hop]: causal backbone, pitch, filters for pulses and for noise."""
 
     noise: Tensor
-    window: Tensor
 
     def __init__(self, config: SpectralCodecConfig) -> None:
         super().__init__()
@@ -104,7 +103,6 @@ class HarmonicDecoder(nn.Module):
         self.istft = InverseSTFT(self.sub_hop, self.n_fft)
         noise = torch.randn(_N_NOISE, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
     def initialise(self) -> None:
         """Start a little below the level of speech, with filters that leave the phase alone."""
@@ -135,7 +133,7 @@ class HarmonicDecoder(nn.Module):
     def spectra(self, source: Tensor) -> Tensor:
         """source [B, (n + 3) * sub_hop], 1.5 hops more than n on either side -> complex [B, n, n_bins]."""
         frames = source.unfold(1, self.n_fft, self.sub_hop)  # [B, n, n_fft]
-        spectrum: Tensor = torch.fft.rfft(frames * self.window)
+        spectrum: Tensor = torch.fft.rfft(frames * self.istft.window)
         return spectrum
 
     def combine(self, filters: Tensor, pulses: Tensor, noise: Tensor) -> Tensor:
@@ -145,10 +143,10 @@ class HarmonicDecoder(nn.Module):
         shaped = pulses * torch.complex(gain * phase.cos(), gain * phase.sin())
         return shaped + noise * log_noise.clamp(max=4.0).exp()
 
-    def forward(self, z: Tensor, hz: Tensor | None = None, before: Excitation | None = None) -> Tensor:
-        """z [B, D, T] -> wav [B, 1, T * hop]. ``hz`` [B, N_SUB * T] replaces the pitch that the network tells."""
+    def forward(self, z: Tensor) -> Tensor:
+        """z [B, D, T] -> wav [B, 1, T * hop]."""
         filters, logits = self.controls(z)
-        return self.synthesise(filters, pitch_hz(logits) if hz is None else hz, before)
+        return self.synthesise(filters, pitch_hz(logits))
 
     def synthesise(self, filters: Tensor, hz: Tensor, before: Excitation | None = None) -> Tensor:
         """Filters [B, n, 3, n_bins] and pitch [B, n] -> wav [B, 1, n * sub_hop]."""

@@ -29,6 +29,7 @@ from valle.codec.frames import (
 from valle.codec.harmonic import HarmonicDecoder, HarmonicStream, pitch_hz
 from valle.codec.quantizer import ResidualVectorQuantizer
 from valle.config import from_dict, to_dict
+from valle.errors import ValleError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SpectralCodecConfig:
     hop_length: int = 320
     """Samples a frame."""
     n_fft: int = 1280
-    """Window of the analysis and of the inverse transform, in samples; a multiple of twice the hop."""
+    """Window of the analysis, and of a Fourier decoder's inverse transform, in samples; a multiple of twice the hop."""
     n_mels: int = 100
     """Bands of the log-mel spectrogram that the encoder reads."""
     phase_hz: float = 0.0
@@ -70,7 +71,7 @@ class SpectralCodecConfig:
 
     def __post_init__(self) -> None:
         if self.n_fft % (2 * self.hop_length):
-            raise ValueError(f"n_fft is {self.n_fft}; it must be a multiple of twice the hop, {2 * self.hop_length}")
+            raise ValleError(f"n_fft is {self.n_fft}; it must be a multiple of twice the hop, {2 * self.hop_length}")
 
 
 class SpectralDecoder(nn.Module):

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from valle.codec.balancer import Balancer
 from valle.codec.base import load_codec
-from valle.codec.crops import Crops, WaveCache, build_cache, random_crops
+from valle.codec.crops import PITCH_STEP, Crops, WaveCache, build_cache, random_crops
 from valle.codec.discriminator import MultiScaleSTFTDiscriminator
 from valle.codec.encodec import EnCodec
-from valle.codec.harmonic import HarmonicDecoder, pitch_hz
+from valle.codec.harmonic import N_SUB, HarmonicDecoder, pitch_hz
 from valle.codec.losses import (
     MultiScaleMelLoss,
     discriminator_loss,
@@ -40,6 +40,7 @@ from valle.codec.losses import (
 from valle.codec.spectral import SpectralCodec
 from valle.codec.train_config import CodecTrainConfig
 from valle.config import load_config, to_dict
+from valle.device import choose_device, choose_precision
 from valle.errors import ValleError
 from valle.train.checkpoint import (
     checkpoints,
@@ -50,7 +51,6 @@ from valle.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
-from valle.train.config import choose_precision
 from valle.train.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ class CodecTrainer:
 
     def __init__(self, config: CodecTrainConfig, out: Path) -> None:
         self.config, self.out = config, out
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and cuda) else "cpu")
+        self.device = choose_device(config.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: several times faster, and the codes are searched in fp32
         self.generator = torch.Generator().manual_seed(config.seed)  # crops, gains, dropout of codebooks
@@ -124,6 +123,8 @@ class CodecTrainer:
         )
 
     def _build_codec(self) -> SpectralCodec | EnCodec:
+        if self.config.adapt and (self.config.init or self.config.codec != "spectral"):
+            raise ValleError('adapt is for codec = "spectral" without init; leave one of them out')
         if self.config.init:
             codec = load_codec(self.config.init)
             assert isinstance(codec, SpectralCodec | EnCodec)
@@ -135,8 +136,12 @@ class CodecTrainer:
             given = load_codec(self.config.adapt).state_dict()
             own = codec.state_dict()
             same = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+            if not all(k in same for k in own if k.startswith("quantizer.") and "ema_" not in k):
+                raise ValleError(
+                    f"the codebooks of {self.config.adapt} do not fit [spectral]; use its codebook_dim, n_quantizers "
+                    "and codebook_size"
+                )
             codec.load_state_dict(same, strict=False)
-            logger.info("%d of %d tensors taken from %s", len(same), len(own), self.config.adapt)
         return codec
 
     def _trained_parameters(self) -> list[nn.Parameter]:
@@ -159,9 +164,14 @@ class CodecTrainer:
     def run(self) -> Path:
         """Train to the end, or until interrupted; returns the folder of the trained codec."""
         config = self.config
-        train = build_cache(config.data.manifest, config.data.train_splits, config.data.cache)
-        dev = build_cache(config.data.manifest, config.data.dev_splits, config.data.cache)
+        train = build_cache(config.data.manifest, config.data.train_splits, config.data.cache, self.codec.sample_rate)
+        dev = build_cache(config.data.manifest, config.data.dev_splits, config.data.cache, self.codec.sample_rate)
         if isinstance(self.codec.decoder, HarmonicDecoder):
+            if self.codec.hop_length != N_SUB * PITCH_STEP:
+                raise ValleError(
+                    f"hop_length is {self.codec.hop_length}; a harmonic decoder learns its pitch at a hop of "
+                    f"{N_SUB * PITCH_STEP} samples"
+                )
             from valle.codec.pitch import build_pitch, fill
 
             track = build_pitch(
@@ -404,10 +414,16 @@ class CodecTrainer:
     def restore(self) -> None:
         """Continue from the newest checkpoint."""
         checkpoint = load_checkpoint(self.out / "checkpoints")
-        self.codec.load_state_dict(checkpoint.tensors["codec"])
-        self.discriminator.load_state_dict(checkpoint.tensors["discriminator"])
-        if self.probe is not None:
-            self.probe.load_state_dict(checkpoint.tensors["probe"])
+        try:
+            self.codec.load_state_dict(checkpoint.tensors["codec"])
+            self.discriminator.load_state_dict(checkpoint.tensors["discriminator"])
+            if self.probe is not None:
+                self.probe.load_state_dict(checkpoint.tensors["probe"])
+        except (RuntimeError, KeyError) as error:
+            raise ValleError(
+                f"the checkpoint in {self.out} is of another codec than the configuration's; resume with the one that "
+                "the run was started with, or give another --out"
+            ) from error
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         restore_optimizer(self.disc_optimizer, checkpoint.tensors["disc_optimizer"], checkpoint.state["disc_optimizer"])
         restore_rng(checkpoint.tensors["rng"], crops=self.generator)

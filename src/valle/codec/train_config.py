@@ -7,6 +7,7 @@ from typing import Literal
 
 from valle.codec.encodec import EnCodecConfig
 from valle.codec.spectral import SpectralCodecConfig
+from valle.errors import ValleError
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,15 @@ class CodecTrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the codec's matrix products are computed in; auto: bf16 where the hardware has it."""
+    """What the encoder's and a harmonic decoder's matrix products are computed in; auto: bf16 where the hardware has
+    it."""
     log_every: int = 20
     """Steps between log lines."""
     eval_every: int = 500
     """Steps between evaluations on the dev splits."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_steps, self.log_every, self.eval_every, self.data.batch_size) < 1:
+            raise ValleError("max_steps, log_every, eval_every and data.batch_size must be at least 1")

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from valle.config import to_dict
 from valle.data.corpus import Utterance, load_wav, read_manifest
 from valle.data.pack import (
+    INFO_FILE,
     PHONEMES_FILE,
     Pack,
     PackedUtterance,
@@ -104,10 +105,6 @@ def read_utterance(
         raise Rejected("text that cannot be phonemised") from error
     wav = _load(utterance, sample_rate, config)  # [1, N]
     seconds = wav.shape[1] / sample_rate
-    if seconds < config.min_seconds:
-        raise Rejected(f"shorter than {config.min_seconds:g} s")
-    if seconds > config.max_seconds:
-        raise Rejected(f"longer than {config.max_seconds:g} s")
     if len(ids) / seconds > MAX_PHONEMES_PER_S:
         raise Rejected("more text than its audio can hold")
     if len(ids) / seconds < MIN_PHONEMES_PER_S:
@@ -143,6 +140,11 @@ def _load(utterance: Utterance, sample_rate: int, config: PrepareConfig) -> Tens
         raise Rejected("silent audio")
     if config.trim:
         wav = trim_silence(wav, sample_rate)
+    seconds = wav.shape[1] / sample_rate
+    if seconds < config.min_seconds:
+        raise Rejected(f"shorter than {config.min_seconds:g} s")
+    if seconds > config.max_seconds:
+        raise Rejected(f"longer than {config.max_seconds:g} s")
     if config.normalise:
         wav = normalise_loudness(wav, sample_rate)
     return wav
@@ -190,6 +192,8 @@ def build_pack(
         _check_fit(aligner, inventory, codec)
     if like is not None:
         assert aligner is None, "the durations come from the pack or from an aligner, not from both"
+        if like.folder.resolve() == out.resolve():
+            raise ValleError(f"{out} cannot be made like itself; give another folder with --out")
         like.require(inventory_version=inventory.version)
         if like.info.frame_rate != codec.frame_rate:
             raise ValleError(
@@ -281,6 +285,8 @@ class _ShardMaker:
                     left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
                 bar.update()
             n_frames = sum(u.codes.shape[1] for u in packed)
+            # Without it the folder is no pack: what it said of the shards is true no more.
+            (path.parent / INFO_FILE).unlink(missing_ok=True)
             extra = {"key": key, "n_frames": str(n_frames), "rejected": json.dumps(left_out)}
             write_shard(path, packed, self.info, compact=self.config.compact, metadata=extra)
             metadata = _metadata(path)
@@ -295,7 +301,7 @@ class _ShardMaker:
                 if utterance.id not in self.known:
                     raise Rejected("not in the pack it was to be like")
                 split, i = self.known[utterance.id]
-                return split.phonemes(i).tolist(), _load(utterance, self.codec.sample_rate, self.config)
+                return split.phonemes(i).tolist(), _load(utterance, self.codec.sample_rate, self.config)  # [S], [1, N]
             return read_utterance(utterance, self.codec.sample_rate, self.inventory, self.phonemize, self.config)
         except Rejected as reason:
             return reason
@@ -317,8 +323,9 @@ class _ShardMaker:
             durations = alignment.durations  # [S]
         with torch.inference_mode():
             codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu()  # [8, T]
-        if durations is not None:
-            assert int(durations.sum()) == codes.shape[1], "the aligner and the codec disagree about the frames"
+        if durations is not None and int(durations.sum()) != codes.shape[1]:
+            assert self.aligner is None, "the aligner and the codec disagree about the frames"
+            raise Rejected("a recording that is not as it was in the pack it was to be like")
         speaker = -1 if utterance.speaker is None else self.speakers[utterance.speaker]
         return PackedUtterance(utterance.id, torch.tensor(ids), codes, speaker, durations)
 
@@ -337,6 +344,10 @@ class _ShardMaker:
         for u in utterances:
             number = None if u.speaker is None else self.speakers[u.speaker]
             digest.update(json.dumps([u.id, str(u.path), u.text, u.lang, number]).encode())
+            if self.known is not None and u.id in self.known:
+                split, i = self.known[u.id]
+                durations = split.durations(i).tolist() if self.info.aligned else []
+                digest.update(json.dumps([split.phonemes(i).tolist(), durations]).encode())
         return digest.hexdigest()[:16]
 
 
@@ -419,6 +430,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args(argv)
+    if args.min_fit is not None and not args.aligner:
+        raise ValleError("--min-fit is given without --aligner, which tells how well a text fits; give both")
     if args.like and args.aligner:
         raise ValleError("both --aligner and --like are given; durations come from one of them: leave one out")
     from valle.codec.base import load_codec

@@ -17,7 +17,7 @@ from valle.eval import progress
 from valle.eval.bootstrap import Estimate, ratio_interval
 from valle.eval.results import Column, table
 from valle.pretrained import Pretrained
-from valle.train.tasks import ARTask, NARTask
+from valle.train.tasks import ALL_STAGES, ARTask, NARTask
 
 COLUMNS = (
     Column("loss", "loss, nats ↓", 3),
@@ -73,7 +73,8 @@ def _nar(model: Pretrained, data: PackSplit, chosen: list[int]) -> dict[str, _Su
     sums: dict[str, _Sums] = {f"codebook {stage} (NAR)": {} for stage in model.nar.stages}
     for i in progress(chosen, "NAR", "utterance"):
         for batch, stage in task.validation_batches(collate(data, [(i,)]), generator):
-            _add(sums[f"codebook {stage} (NAR)"], task.loss((batch, stage), model.device)[1])
+            for one in model.nar.stages if stage == ALL_STAGES else [stage]:
+                _add(sums[f"codebook {one} (NAR)"], task.loss((batch, one), model.device)[1])
     return sums
 
 

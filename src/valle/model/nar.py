@@ -10,8 +10,9 @@ embedding table of codebook j.
 Training draws a stage and prompts for each step (``draw_stage``, ``draw_prompt``); the loss is on the target alone.
 Without prompt (T' = 0) or without phonemes (S = 0) this is the model of the paper's ablations.
 
-Two departures, off by default: ``alignment`` tells every frame its phoneme (``valle.model.alignment``), and
-``prompt_summary`` tells every frame of the target the mean of the prompt.
+Departures, all off by default: ``alignment`` tells every frame its phoneme (``valle.model.alignment``),
+``prompt_summary`` the mean of the prompt; ``one_pass`` runs the transformer once for all stages, ``local_layers`` puts
+convolutions beside it, and ``codebook_dim`` has it foretell what the codes add up to as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from valle.codec.quantizer import nearest
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.model.alignment import PhonemeContext, frame_index, look_up
@@ -83,6 +85,8 @@ class NARConfig:
     quantiser finds for the vector foretold."""
 
     def __post_init__(self) -> None:
+        if self.codebook_dim < 0 or self.local_layers < 0 or self.vector_weight < 0:
+            raise ValleError("codebook_dim, local_layers and vector_weight must be at least 0")
         if self.codebook_dim and not self.one_pass:
             raise ValleError("codebook_dim is for a NAR with one_pass = true; leave it 0 or set one_pass")
         if self.complete_by == "vectors" and not self.codebook_dim:
@@ -199,13 +203,20 @@ class NAR(nn.Module):
         self.code_emb.weight.copy_(vectors.flatten(0, 1))
         if self.output_emb is not None:
             self.output_emb.weight.copy_(vectors[1:].flatten(0, 1))
-        if self.config.codebook_dim:
-            if codebooks.shape[2] != self.config.codebook_dim:
-                raise ValleError(
-                    f"the codec's vectors have {codebooks.shape[2]} numbers; set codebook_dim to that, it is "
-                    f"{self.config.codebook_dim}"
-                )
-            self.codebooks.copy_(codebooks)
+
+    @torch.no_grad()
+    def set_codebooks(self, codebooks: Tensor) -> None:
+        """Tell a model with ``codebook_dim`` the codec's codebooks [K, codebook_size, d], the space of its vectors.
+
+        Raises:
+            ValleError: their vectors are not of that width.
+        """
+        if codebooks.shape[2] != self.config.codebook_dim:
+            raise ValleError(
+                f"the codec's vectors have {codebooks.shape[2]} numbers; set codebook_dim to that, it is "
+                f"{self.config.codebook_dim}"
+            )
+        self.codebooks.copy_(codebooks)
 
     def forward(self, batch: NARBatch, stage: int) -> Tensor:
         """logits [B, T, codebook_size] of codebook ``stage`` (2 to 8), from the codebooks before it alone."""
@@ -244,8 +255,7 @@ class NAR(nn.Module):
         """vectors [B, T, d], what codebooks 2 to 8 shall add up to -> codes [B, K - 1, T], as the codec would do it."""
         codes = []
         for entries in self.codebooks[1:]:
-            flat = vectors.flatten(0, 1)  # [B * T, d]
-            ids = (2 * flat @ entries.t() - entries.square().sum(1)).argmax(dim=1).view(vectors.shape[:2])  # [B, T]
+            ids = nearest(vectors.flatten(0, 1), entries).view(vectors.shape[:2])  # [B, T]
             vectors = vectors - F.embedding(ids, entries)
             codes.append(ids)
         return torch.stack(codes, dim=1)
@@ -327,7 +337,7 @@ class NAR(nn.Module):
         index: Tensor | None = None,
         prompt_index: Tensor | None = None,
     ) -> Tensor:
-        """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook.
+        """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook (but see ``one_pass``, ``complete_by``).
 
         Args:
             phonemes: [B, S] of the prompt's transcript and then of the text.
@@ -343,6 +353,8 @@ class NAR(nn.Module):
             codes [B, K, T]; 0 in the padding.
         """
         assert not self.training, "call eval() before generating: dropout is on"
+        if not codes_1.shape[1]:
+            return codes_1.new_zeros(len(codes_1), self.config.n_quantizers, 0)  # [B, K, 0]
         is_target = padding_mask(code_lens, codes_1.shape[1])  # [B, T]
         codes = codes_1.unsqueeze(1)  # [B, 1, T]
         known = self._read(

@@ -91,6 +91,12 @@ def export(
         if aligner_folder is None:
             raise ValleError("these runs learnt with an alignment; give the aligner of their pack with --aligner DIR")
         aligner = Aligner.load(aligner_folder)
+        for kind, kept in notes.items():
+            if kept.get("aligner") and kept["aligner"] != aligner.fingerprint():
+                raise ValleError(
+                    f"the {kind.upper()} run learnt with the aligner {kept['aligner']}, but {aligner_folder} is "
+                    f"{aligner.fingerprint()}; give that of its pack"
+                )
     inventory = PhonemeInventory.load(ar_best / PHONEMES_FILE)
     info = ModelInfo(
         name=name,

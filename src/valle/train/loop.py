@@ -33,8 +33,10 @@ from torch import Tensor, nn
 from valle.config import to_dict
 from valle.data.batches import BatchSampler, Example, collate
 from valle.data.pack import PHONEMES_FILE, Pack
+from valle.device import choose_device, choose_precision
 from valle.errors import ValleError
 from valle.files import write_atomic
+from valle.model.nar import NAR
 from valle.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -42,7 +44,7 @@ from valle.train.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from valle.train.config import Kind, TaskConfig, TrainConfig, choose_device, choose_precision, load_train_config
+from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
 from valle.train.distributed import join_ranks
 from valle.train.ema import MovingAverage
 from valle.train.optimiser import lr_at, make_optimiser
@@ -108,7 +110,9 @@ class Trainer:
         if self.task_config.codebooks and not self.task_config.init:
             self.task.model.begin_with(self._codebooks())
         if self.task_config.init:
-            self.model.load_state_dict(load_weights(kind, self.task_config.init).state_dict())
+            self._begin_with(self.task_config.init)
+        if isinstance(self.task.model, NAR) and self.task.model.config.codebook_dim:
+            self.task.model.set_codebooks(self._codebooks())  # those of the pack's codec, also after init
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimiser(self.model, self.task_config.optimiser)
         decay = self.run_config.ema_decay
@@ -310,6 +314,7 @@ class Trainer:
             "max_seconds": self.task_config.batches.max_seconds,
             "codec_fingerprint": info.codec_fingerprint,
             "inventory_version": info.inventory_version,
+            "aligner": info.aligner,
             **{name: round(value, 5) for name, value in values.items()},
         }
         for name, body in (("config.json", self.task.config_dict()), ("training.json", notes)):
@@ -396,10 +401,30 @@ class Trainer:
         from valle.codec.base import load_codec
 
         if not self.config.codec:
-            raise ValleError(f"[{self.kind}] codebooks = true takes them from the codec; name its folder as codec")
-        codec = load_codec(self.config.codec, self.device)
+            raise ValleError(
+                f"[{self.kind}] codebooks = true and codebook_dim take the codec's codebooks; name its folder as codec"
+            )
+        codec = self.codec or load_codec(self.config.codec, self.device)
         self.pack.require(codec_fingerprint=codec.fingerprint())
-        return codec.codebooks()
+        codebooks: Tensor = codec.codebooks()
+        return codebooks
+
+    def _begin_with(self, folder: str) -> None:
+        """Take the weights of another model.
+
+        Raises:
+            ValleError: it is of another form.
+        """
+        given = load_weights(self.kind, folder).state_dict()
+        own = self.model.state_dict()
+        shapes, needed = ({k: v.shape for k, v in weights.items()} for weights in (given, own))
+        differing = sorted(k for k, _ in shapes.items() ^ needed.items())
+        if differing:
+            raise ValleError(
+                f"the model {folder} has another form than [{self.kind}.model], {differing[0]} differs; use the same "
+                "options, or begin without init"
+            )
+        self.model.load_state_dict(given)
 
     def _choose_dev(self) -> list[list[Example]]:
         """The batches of a validation: all of dev, or ``dev_frames`` taken evenly over all lengths."""

@@ -189,7 +189,7 @@ class NARTask(Task[tuple[NARBatch, int]]):
 
     def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[tuple[NARBatch, int]]:
         batch = self._with_prompt(rows, generator)
-        for stage in self.model.stages:
+        for stage in [ALL_STAGES] if self.model.config.one_pass else self.model.stages:
             yield batch, stage
 
     def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
