@@ -63,6 +63,8 @@ class Say:
     """Of the output; by default what its suffix says. pcm is 24 kHz, 16 bit, mono, without a header."""
     temperature: Number = None
     """Below 1 plays safe, above 1 is bolder, 0 always takes the likeliest; by default what the model was tuned to."""
+    nar_temperature: Number = None
+    """The same for codebooks 2 to 8."""
     top_p: Number = None
     """Draw only from the likeliest codes that together have this probability."""
     top_k: Count = None
@@ -108,6 +110,7 @@ class Say:
                 progress=lambda done, total: tell(f"speaking, {done} of {total} sentences"),
                 seed=self.seed,
                 temperature=self.temperature,
+                nar_temperature=self.nar_temperature,
                 top_p=self.top_p,
                 top_k=self.top_k,
                 repetition_aware=self.repetition_aware or None,

@@ -55,6 +55,8 @@ class ModelInfo:
     """Longest prompt and speech together in training; longer texts are spoken in pieces that stay below it."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How to sample when the caller does not say: what was best on the dev split."""
+    nar_temperature: float = 0.0
+    """Likewise for codebooks 2 to 8; 0 takes the likeliest codes, as the paper does."""
     continual_s: float = 3.0
     """What continual mode keeps of the recording; the paper has 3 s."""
     training: dict[str, Any] = field(default_factory=dict)

@@ -42,6 +42,7 @@ from valle.voices import find_voice
 BATCH_ROWS = 8
 """Most utterances that are spoken at once; memory follows it."""
 
+_NAR_SEED = 0x9E3779B97F4A
 _CHUNK_FRAMES = 75  # that a stream decodes at once
 
 
@@ -53,6 +54,8 @@ class SpeakOptions:
     """One seed, one wave; None draws one and reports it in ``Audio.info``."""
     temperature: float | None = None
     """Divides the logits: below 1 plays safe, above 1 is bolder, 0 takes the likeliest. None: the model's choice."""
+    nar_temperature: float | None = None
+    """The same for codebooks 2 to 8, where the paper has 0. None: the model's choice."""
     top_p: float | None = None
     """Draw only from the smallest set of codes whose probabilities reach this sum. None: the model's choice."""
     top_k: int | None = None
@@ -71,6 +74,8 @@ class SpeakOptions:
             raise ValleError(f"num_candidates is {self.num_candidates}; it must be from 1 to 64")
         if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds >= 0.1):
             raise ValleError(f"max_seconds is {self.max_seconds}; it must be at least 0.1")
+        if self.nar_temperature is not None and not (math.isfinite(self.nar_temperature) and self.nar_temperature >= 0):
+            raise ValleError(f"nar_temperature is {self.nar_temperature}; it must be 0 (the likeliest codes) or more")
         self.sampling(SamplingConfig())  # says what is wrong with the others
 
     def sampling(self, default: SamplingConfig) -> SamplingConfig:
@@ -180,8 +185,8 @@ class VALLE:
             continual: go on from the first 3 s of the recording with the rest of its transcript, then the text. The
                 wave begins with those 3 s, as the codec renders them.
             progress: is told how many pieces are done, and how many there are.
-            **options: fields of ``SpeakOptions``: seed, temperature, top_p, top_k, repetition_aware, num_candidates,
-                max_seconds, lang.
+            **options: fields of ``SpeakOptions``: seed, temperature, nar_temperature, top_p, top_k, repetition_aware,
+                num_candidates, max_seconds, lang.
 
         Returns:
             Audio with ``codes`` [8, T] and, in ``info``: model, voice, seed, pieces with their stop reasons, warnings.
@@ -390,12 +395,12 @@ class VALLE:
                 progress(min(start + BATCH_ROWS, len(rows)) // options.num_candidates, len(pieces))
         codes: dict[tuple[int, int], Tensor] = {}
         if options.num_candidates > 1 and self.model.needs_aligner:
-            codes = self._complete(pieces, rows, codes_1, index)
+            codes = self._complete(pieces, rows, codes_1, index, seeds, options)
             for row in rows:
                 if (fit := self._fit_of_speech(pieces[row[0]], codes[row])) is not None:
                     scores[row] = score(pieces[row[0]], len(codes_1[row]), stops[row], fit)
         best = [max(range(options.num_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
-        codes = codes or self._complete(pieces, list(enumerate(best)), codes_1, index)
+        codes = codes or self._complete(pieces, list(enumerate(best)), codes_1, index, seeds, options)
         return [
             Spoken(codes[i, best[i]], stops[i, best[i]], [scores[i, c] for c in range(options.num_candidates)], best[i])
             for i in range(len(pieces))
@@ -407,12 +412,18 @@ class VALLE:
         rows: list[tuple[int, int]],
         codes_1: dict[tuple[int, int], Tensor],
         index: dict[tuple[int, int], Tensor],
+        seeds: list[list[int]],
+        options: SpeakOptions,
     ) -> dict[tuple[int, int], Tensor]:
         """All codebooks [8, t] of some rows, each a piece and a candidate."""
+        given = options.nar_temperature
         codes = self._add_codebooks(
             [pieces[i] for i, _ in rows],
             [codes_1[row] for row in rows],
             [index[row] for row in rows] if index else None,
+            # Another stream of numbers than the AR model draws from.
+            [seeds[i][c] ^ _NAR_SEED for i, c in rows],
+            self.model.info.nar_temperature if given is None else given,
         )
         return dict(zip(rows, codes, strict=True))
 
@@ -430,7 +441,12 @@ class VALLE:
             return None
 
     def _add_codebooks(
-        self, pieces: list[Piece], codes_1: list[Tensor], index: list[Tensor] | None = None
+        self,
+        pieces: list[Piece],
+        codes_1: list[Tensor],
+        index: list[Tensor] | None,
+        seeds: list[int],
+        temperature: float,
     ) -> list[Tensor]:
         """Codebook 1 [t_i] of each piece, and with alignment the place of each frame's phoneme -> codes [8, t_i]."""
         order = sorted(range(len(pieces)), key=lambda i: len(codes_1[i]))
@@ -447,7 +463,16 @@ class VALLE:
                 durations = self._durations([pieces[i] for i in batch])
                 prompt_places = frame_index(durations, phoneme_lens, prompt.shape[1])  # [B, T']
             codes = self.model.nar.generate(
-                phonemes, phoneme_lens, prompt.transpose(1, 2), prompt_lens, first, lens, places, prompt_places
+                phonemes,
+                phoneme_lens,
+                prompt.transpose(1, 2),
+                prompt_lens,
+                first,
+                lens,
+                places,
+                prompt_places,
+                temperature=temperature,
+                generators=[torch.Generator().manual_seed(seeds[i]) for i in batch],
             )
             out |= {i: codes[n, :, : len(codes_1[i])] for n, i in enumerate(batch)}
         return [out[i] for i in range(len(pieces))]

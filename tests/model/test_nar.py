@@ -467,3 +467,21 @@ def test_nothing_to_complete_is_nothing(config):
     model, batch = make(config), make_batch()
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0, :0], torch.zeros(3, dtype=torch.int64))
     assert said.shape == (3, 8, 0)
+
+
+@pytest.mark.parametrize("config", [VARIANTS[0], LOCAL])
+def test_drawing_follows_the_seeds_and_not_the_batch(config):
+    model, batch = make(config), make_batch()
+
+    def say(b, seeds, temperature):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        args = (*b[:2], *b[4:6], b.codes[:, 0], b.code_lens)
+        return model.generate(*args, temperature=temperature, generators=generators)
+
+    drawn = say(batch, (1, 2, 3), 1.0)
+    assert torch.equal(drawn, say(batch, (1, 2, 3), 1.0))
+    assert not torch.equal(drawn, say(batch, (4, 5, 6), 1.0))
+    alone = say(row(batch, 2), (3,), 1.0)
+    assert torch.equal(alone[0], drawn[2, :, : alone.shape[2]])
+    greedy = say(batch, (1, 2, 3), 0.0)
+    assert torch.equal(greedy, say(batch, (1, 2, 3), 1e-4))

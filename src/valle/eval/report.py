@@ -76,6 +76,7 @@ def _speech(args: argparse.Namespace) -> Measured:
         trials = draw_trials(_utterances(args), args.n, folder=folder, prompt_s=args.prompt_s, seed=args.seed)
     asked = {
         "temperature": args.temperature,
+        "nar_temperature": args.nar_temperature,
         "top_p": args.top_p,
         "top_k": args.top_k,
         "num_candidates": args.num_candidates,
@@ -198,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument("--seed", type=int, default=0, help="of trials and speech (%(default)s)")
     speech.add_argument("--listen", type=int, metavar="N", help="write the waves of so many trials (all)")
     speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
+    speech.add_argument("--nar-temperature", type=float, help="of codebooks 2 to 8 (the model's choice)")
     speech.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")
     speech.add_argument("--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (1)")

@@ -336,6 +336,9 @@ class NAR(nn.Module):
         code_lens: Tensor,
         index: Tensor | None = None,
         prompt_index: Tensor | None = None,
+        *,
+        temperature: float = 0.0,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook (but see ``one_pass``, ``complete_by``).
 
@@ -348,6 +351,8 @@ class NAR(nn.Module):
             code_lens: [B].
             index: [B, T] which phoneme each frame belongs to, from the AR model; with alignment.
             prompt_index: [B, T'] likewise for the prompt.
+            temperature: 0 takes the likeliest code of each stage (the paper); above, codes are drawn.
+            generators: one a row, fresh, for a temperature above 0: a row then gives the same alone and in any batch.
 
         Returns:
             codes [B, K, T]; 0 in the padding.
@@ -366,6 +371,8 @@ class NAR(nn.Module):
             return codes.masked_fill(~is_target.unsqueeze(1), 0)
         for stage in self.stages:
             logits = self._predict(known, codes, stage) if h is None else self._logits(h, codes, stage)
+            if temperature > 0:
+                logits = logits.float() / temperature + _gumbel(logits, code_lens, generators)
             codes = torch.cat([codes, logits.argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]
         return codes.masked_fill(~is_target.unsqueeze(1), 0)
 
@@ -378,6 +385,17 @@ class NAR(nn.Module):
         return F.embedding_bag(ids, self.code_emb.weight, mode="sum").view(
             batch_size, length, self.code_emb.embedding_dim
         )
+
+
+def _gumbel(logits: Tensor, lens: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Noise [B, T, V] with which the arg-max of logits [B, T, V] is a draw; each row's from its own generator."""
+    assert generators is not None, "a temperature above 0 needs a generator for each row"
+    assert len(generators) == len(logits), f"{len(generators)} generators for {len(logits)} rows"
+    noise = torch.zeros_like(logits, dtype=torch.float32)
+    for row, n, generator in zip(noise, lens.tolist(), generators, strict=True):
+        drawn = torch.empty(n, row.shape[1], device=generator.device).exponential_(generator=generator)
+        row[:n] = -drawn.log().to(row.device)
+    return noise
 
 
 class LocalContext(nn.Module):

@@ -42,6 +42,7 @@ def export(
     dtype: Literal["fp16", "fp32"] = "fp16",
     aligner_folder: str | Path | None = None,
     sampling: SamplingConfig | None = None,
+    nar_temperature: float = 0.0,
     complete_by: Literal["codes", "vectors"] | None = None,
 ) -> Path:
     """Assemble a model folder.
@@ -56,6 +57,7 @@ def export(
         dtype: of the weights on disk.
         aligner_folder: the aligner that aligned the pack; needed for models with alignment, left out otherwise.
         sampling: how the model samples when the caller does not say; what was best on dev.
+        nar_temperature: likewise for the NAR.
         complete_by: how a NAR that foretells vectors speaks (``NARConfig.complete_by``); None: as its run says.
 
     Raises:
@@ -105,6 +107,7 @@ def export(
         version=version,
         max_seconds=min(n["max_seconds"] for n in notes.values()),
         sampling=sampling or SamplingConfig(),
+        nar_temperature=nar_temperature,
         training=notes,
     )
     out = Path(out)
@@ -142,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the weights on disk")
     parser.add_argument("--temperature", type=float, default=1.0, help="of its sampling, unless the caller says (1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="likewise (1)")
+    parser.add_argument("--nar-temperature", type=float, default=0.0, help="likewise, of codebooks 2 to 8 (0)")
     parser.add_argument("--complete-by", choices=("codes", "vectors"), help="how a NAR with codebook_dim speaks")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -156,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dtype=args.dtype,
             aligner_folder=args.aligner,
             sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p),
+            nar_temperature=args.nar_temperature,
             complete_by=args.complete_by,
         )
     except ValleError as error:
