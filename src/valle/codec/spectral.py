@@ -11,6 +11,7 @@ arXiv 2210.13438 (quantiser, training).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -193,12 +194,11 @@ class SpectralCodec(Codec):
         return SpectralStreamDecoder(self, self.decoder)
 
 
-class HarmonicStreamDecoder(StreamDecoder):
-    """Streams a codec whose decoder is harmonic; the sources' phases run on from chunk to chunk."""
+class _FrameStreamDecoder(StreamDecoder):
+    """What both decoders share: codes to vectors, and vectors through the backbone chunk by chunk."""
 
-    def __init__(self, codec: SpectralCodec, decoder: HarmonicDecoder) -> None:
-        self.codec, self.decoder = codec, decoder
-        self.backbone, self.synthesis = BackboneStream(decoder.backbone), HarmonicStream(decoder)
+    def __init__(self, codec: SpectralCodec, backbone: Backbone) -> None:
+        self.codec, self.backbone = codec, BackboneStream(backbone)
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
@@ -210,35 +210,38 @@ class HarmonicStreamDecoder(StreamDecoder):
             return torch.zeros(1, 1, 0)
         return self._decode(self.backbone.input[:, :0], last=True)
 
+    @abstractmethod
+    def _decode(self, z: Tensor, last: bool) -> Tensor:
+        """z [1, t, D], t may be 0 -> the samples that are final [1, 1, n]; with ``last``, all that are left."""
+
+
+class HarmonicStreamDecoder(_FrameStreamDecoder):
+    """Streams a codec whose decoder is harmonic; the sources' phases run on from chunk to chunk."""
+
+    def __init__(self, codec: SpectralCodec, decoder: HarmonicDecoder) -> None:
+        super().__init__(codec, decoder.backbone)
+        self.decoder, self.synthesis = decoder, HarmonicStream(decoder)
+
     def _decode(self, z: Tensor, last: bool) -> Tensor:
         filters, logits = self.decoder.heads(self.backbone.push(z, last))
         return self.synthesis.push(filters, pitch_hz(logits), last)
 
 
-class SpectralStreamDecoder(StreamDecoder):
+class SpectralStreamDecoder(_FrameStreamDecoder):
     """Streams a codec whose decoder sets magnitudes and phases."""
 
     def __init__(self, codec: SpectralCodec, decoder: SpectralDecoder) -> None:
-        self.codec, self.decoder = codec, decoder
-        self.backbone, self.overlap = BackboneStream(decoder.backbone), OverlapAddStream(decoder.istft)
-
-    @torch.no_grad()
-    def push(self, codes: Tensor) -> Tensor:
-        return self._decode(self.codec.quantizer.decode(codes).transpose(1, 2), last=False)
-
-    @torch.no_grad()
-    def finish(self) -> Tensor:
-        if self.backbone.input is None:
-            return torch.zeros(1, 1, 0)
-        wav = self._decode(self.backbone.input[:, :0], last=True)
-        return torch.cat([wav, self.overlap.finish().unsqueeze(1)], dim=2)
+        super().__init__(codec, decoder.backbone)
+        self.decoder, self.overlap = decoder, OverlapAddStream(decoder.istft)
 
     def _decode(self, z: Tensor, last: bool) -> Tensor:
-        """z [1, t, D] -> final samples [1, 1, n]."""
         x = self.backbone.push(z, last)  # [1, n, D]
-        if not x.shape[1]:
-            return z.new_zeros(1, 1, 0)
-        return self.overlap.push(self.decoder.istft.frames(self.decoder.spectrum(x))).unsqueeze(1)
+        wav = z.new_zeros(1, 0)
+        if x.shape[1]:
+            wav = self.overlap.push(self.decoder.istft.frames(self.decoder.spectrum(x)))
+        if last:
+            wav = torch.cat([wav, self.overlap.finish()], dim=1)
+        return wav.unsqueeze(1)
 
 
 def check_wav(wav: Tensor) -> None:

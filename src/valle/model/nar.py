@@ -30,6 +30,7 @@ from valle.codec.quantizer import nearest
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.model.alignment import PhonemeContext, frame_index, look_up
+from valle.model.frame_layers import FrameHead, LocalContext
 from valle.model.transformer import (
     IGNORE_INDEX,
     Embedding,
@@ -396,52 +397,6 @@ def _gumbel(logits: Tensor, lens: Tensor, generators: Sequence[torch.Generator] 
         drawn = torch.empty(n, row.shape[1], device=generator.device).exponential_(generator=generator)
         row[:n] = -drawn.log().to(row.device)
     return noise
-
-
-class LocalContext(nn.Module):
-    """Residual convolutions over time that never see padding."""
-
-    kernel_size = 7
-
-    def __init__(self, dim: int, n_layers: int) -> None:
-        super().__init__()
-        self.scale = dim**-0.5  # what it says is as large as the transformer's output, embeddings are small beside it
-        self.norm = nn.LayerNorm(dim)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(dim, dim, self.kernel_size, padding=self.kernel_size // 2) for _ in range(n_layers)
-        )
-        self.out = nn.Linear(dim, dim)
-        for layer in (*self.convs, self.out):
-            assert isinstance(layer, nn.Conv1d | nn.Linear)
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor, is_frame: Tensor) -> Tensor:
-        """x [B, T, D], is_frame [B, T] bool -> [B, T, D]."""
-        x = self.norm(x)
-        for conv in self.convs:
-            y = x.masked_fill(~is_frame.unsqueeze(-1), 0)
-            x = x + F.gelu(conv(y.transpose(1, 2))).transpose(1, 2)
-        return x
-
-
-class FrameHead(nn.Module):
-    """What the transformer thinks of a frame, and the codes that it has by now, to what the next code is taken from."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.scale = dim**0.5  # embeddings are small beside the transformer's output
-        self.up = nn.Linear(2 * dim, 2 * dim)
-        self.out = nn.Linear(2 * dim, dim)
-        nn.init.normal_(self.up.weight, std=(2 * dim) ** -0.5)
-        nn.init.zeros_(self.up.bias)
-        nn.init.normal_(self.out.weight, std=(4 * dim) ** -0.5)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, h: Tensor, known: Tensor) -> Tensor:
-        """h, known [B, T, D] -> [B, T, D]."""
-        return h + self.out(F.gelu(self.up(torch.cat([h, known * self.scale], dim=-1))))  # type: ignore[no-any-return]
 
 
 def draw_stage(n_quantizers: int = 8, generator: torch.Generator | None = None, weights: Sequence[float] = ()) -> int:
