@@ -80,6 +80,9 @@ class KnownCodec(Codec):
     def stream_decoder(self) -> StreamDecoder:
         raise NotImplementedError
 
+    def codebooks(self) -> torch.Tensor:
+        raise AssertionError("nobody asks for them here")
+
     def encoding_modules(self) -> list[nn.Module]:
         return []
 
