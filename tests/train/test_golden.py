@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from aligners import tiny_aligner
 from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
 from valle.model.ar import AR, ARBatch, ARConfig
-from valle.model.nar import NAR, NARBatch, NARConfig
+from valle.model.nar import NAR, NARBatch, NARConfig, draw_prompt
 from valle.model.transformer import TransformerConfig
 from valle.pretrained import ModelInfo, Pretrained, load_pretrained, save_pretrained
 from valle.text import PhonemeInventory
@@ -43,6 +44,86 @@ def test_golden_model_says_the_same():
         assert float(value.std()) > 1e-3  # not all the same
 
 
+def aligned_outputs(model: Pretrained, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same of a model with every departure, and where its aligner finds the phonemes of a noise."""
+    assert model.aligner is not None
+    phonemes, phoneme_lens, codes, code_lens, durations = (
+        inputs[n] for n in ("phonemes", "phoneme_lens", "codes", "code_lens", "durations")
+    )
+    with torch.no_grad():
+        said = model.ar.outputs(ARBatch(phonemes, phoneme_lens, codes[:, 0], code_lens, durations))
+        assert said.moves is not None
+        batch = draw_prompt(
+            phonemes, phoneme_lens, codes, code_lens, prompt_frames=3, mode="prefix", durations=durations
+        )
+        together = model.nar.all_stages(batch)
+        assert together.vectors is not None
+        return {
+            "ar": said.codes,
+            "moves": said.moves,
+            "nar_2": together.logits[0],
+            "nar_8": together.logits[6],
+            "vectors": together.vectors,
+            "wav": model.codec.decode(codes[:1]),
+            "aligned": model.aligner.align(inputs["noise"], phonemes[0].tolist()).durations.float(),
+        }
+
+
+def test_golden_aligned_model_says_the_same():
+    model = load_pretrained(GOLDEN / "aligned", "cpu")
+    stored = load_file(GOLDEN / "expected-aligned.safetensors")
+    got = aligned_outputs(model, stored)
+    for name, value in got.items():
+        # The noise in the wave is drawn anew, and no more exact than the library that draws it.
+        tolerance = 1e-3 if name == "wav" else 1e-5
+        torch.testing.assert_close(
+            value, stored[name], rtol=1e-5, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
+        assert float(value.std()) > 1e-3
+
+
+def write_aligned() -> None:
+    """Make ``tests/data/golden/aligned``."""
+    torch.manual_seed(1)
+    transformer = TransformerConfig(dim=16, n_layers=1, n_heads=2, ff_dim=16, dropout=0.1)
+    sizes = {"encoder_dim": 8, "encoder_layers": 1, "decoder_dim": 8, "decoder_layers": 1, "codebook_dim": 4}
+    codec = SpectralCodec(SpectralCodecConfig(**sizes, n_mels=8, codebook_size=16, decoder="harmonic")).eval()
+    codec.decoder.filters.bias.data += 4
+    inventory = PhonemeInventory("golden-2", tuple(" ˈabcde"))
+    n, kinds = len(inventory), inventory.kinds
+    ar = AR(ARConfig(n_phonemes=n, codebook_size=16, transformer=transformer, alignment=True, phoneme_kinds=kinds))
+    nar = NAR(
+        NARConfig(
+            n_phonemes=n,
+            codebook_size=16,
+            transformer=transformer,
+            alignment=True,
+            prompt_summary=True,
+            one_pass=True,
+            local_layers=1,
+            codebook_dim=4,
+            complete_by="vectors",
+        )
+    )
+    nar.begin_with(codec.codebooks())
+    nar.set_codebooks(codec.codebooks())
+    info = ModelInfo(name="golden-2", codec_fingerprint="", inventory_version="")
+    folder = GOLDEN / "aligned"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"codec": codec, "inventory": inventory, "info": info, "aligner": tiny_aligner(inventory)}
+    save_pretrained(folder, ar=ar.eval(), nar=nar.eval(), **parts)
+    inputs = {
+        "phonemes": torch.tensor([[1, 2, 0, 3, 4], [5, 6, 0, 0, 0]]),
+        "phoneme_lens": torch.tensor([5, 2]),
+        "durations": torch.tensor([[0, 4, 1, 2, 2], [3, 4, 0, 0, 0]]),
+        "codes": torch.randint(16, (2, 8, 9)),
+        "code_lens": torch.tensor([9, 7]),
+        "noise": torch.randn(1, 4000) * 0.1,
+    }
+    expected = aligned_outputs(load_pretrained(folder, "cpu"), inputs)
+    save_file({**inputs, **expected}, GOLDEN / "expected-aligned.safetensors")
+
+
 def write() -> None:
     """Make ``tests/data/golden``."""
     torch.manual_seed(0)
@@ -69,3 +150,4 @@ def write() -> None:
 
 if __name__ == "__main__":
     write()
+    write_aligned()
