@@ -21,7 +21,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from valle.asr.aligner import WORST_FIT, Alignment
 from valle.audio import Audio, Source, load_reference, loudness_gain
 from valle.errors import ValleError
 from valle.model.alignment import frame_index
-from valle.model.sampling import SamplingConfig
+from valle.options import SpeakOptions, parse_options
 from valle.pieces import MAX_PHONEMES_PER_S, Piece, Prompt, Spoken, candidate_seeds, join, make_piece, score
 from valle.pretrained import Pretrained, load_pretrained
 from valle.text import PHONE, WORD_BOUNDARY, Phonemizer, normalise, split_sentences
@@ -44,44 +43,6 @@ BATCH_ROWS = 8
 
 _NAR_SEED = 0x9E3779B97F4A
 _CHUNK_FRAMES = 75  # that a stream decodes at once
-
-
-@dataclass(frozen=True)
-class SpeakOptions:
-    """How to speak; the keyword arguments of ``VALLE.generate``, ``generate_batch`` and ``stream``."""
-
-    seed: int | None = None
-    """One seed, one wave; None draws one and reports it in ``Audio.info``."""
-    temperature: float | None = None
-    """Divides the logits: below 1 plays safe, above 1 is bolder, 0 takes the likeliest. None: the model's choice."""
-    nar_temperature: float | None = None
-    """The same for codebooks 2 to 8, where the paper has 0. None: the model's choice."""
-    top_p: float | None = None
-    """Draw only from the smallest set of codes whose probabilities reach this sum. None: the model's choice."""
-    top_k: int | None = None
-    """Draw only from the k likeliest codes; 0 for all. None: the model's choice."""
-    repetition_aware: bool | None = None
-    """Break loops by VALL-E 2's repetition-aware sampling. None: the model's choice."""
-    num_candidates: int = 1
-    """Speak each piece so many times and keep the best (see ``pieces.score``)."""
-    max_seconds: float | None = None
-    """Cut the speech there; None leaves the bound to the length of the text."""
-    lang: str = "en-us"
-    """Language of text and transcript, as espeak names it."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_candidates <= 64:
-            raise ValleError(f"num_candidates is {self.num_candidates}; it must be from 1 to 64")
-        if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds >= 0.1):
-            raise ValleError(f"max_seconds is {self.max_seconds}; it must be at least 0.1")
-        if self.nar_temperature is not None and not (math.isfinite(self.nar_temperature) and self.nar_temperature >= 0):
-            raise ValleError(f"nar_temperature is {self.nar_temperature}; it must be 0 (the likeliest codes) or more")
-        self.sampling(SamplingConfig())  # says what is wrong with the others
-
-    def sampling(self, default: SamplingConfig) -> SamplingConfig:
-        """What is given here, and the model's choice for the rest."""
-        names = ("temperature", "top_p", "top_k", "repetition_aware")
-        return replace(default, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
 class VALLE:
@@ -194,7 +155,7 @@ class VALLE:
         Raises:
             ValleError: a text without words, a prompt that is none, or an option out of range.
         """
-        parsed = _options(options)
+        parsed = parse_options(options)
         prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
         return self._generate([text], [prompt], parsed, continual, progress)[0]
 
@@ -217,7 +178,7 @@ class VALLE:
             prompt: one for all, or one for each.
             ref_audio, ref_text, voice, continual, progress, **options: as for ``generate``.
         """
-        parsed = _options(options)
+        parsed = parse_options(options)
         if isinstance(prompt, Prompt) or prompt is None:
             prompts = [self._prompt(prompt, ref_audio, ref_text, voice, parsed)] * len(texts) if texts else []
         else:
@@ -244,7 +205,7 @@ class VALLE:
         Chunks of about a second come as soon as their sentence is spoken, while the following ones are not. End to
         end they are what ``generate`` returns. Everything wrong with the arguments is raised before the first chunk.
         """
-        parsed = _options(options)
+        parsed = parse_options(options)
         prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
         pieces = self._pieces(text, prompt, parsed, continual)
         return self._stream(pieces, prompt, parsed)
@@ -595,14 +556,6 @@ class VALLE:
             "pieces": told,
             "warnings": warnings,
         }
-
-
-def _options(options: dict[str, Any]) -> SpeakOptions:
-    known = [f.name for f in fields(SpeakOptions)]
-    unknown = set(options) - set(known)
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    return SpeakOptions(**options)
 
 
 def _draw_seed(seed: int | None) -> int:
