@@ -79,6 +79,18 @@ def pulse_train(hz: Tensor, hop: int, sample_rate: int, before: Excitation | Non
     return wave * (2 / n_harmonics).sqrt(), cycles[:, -1]
 
 
+def decoder_backbone(config: SpectralCodecConfig) -> Backbone:
+    """The causal network under either decoder: quantised vectors [B, T, codebook_dim] -> [B, T, decoder_dim]."""
+    return Backbone(
+        config.codebook_dim,
+        config.decoder_dim,
+        config.decoder_layers,
+        config.expansion,
+        config.kernel_size,
+        config.lookahead,
+    )
+
+
 class HarmonicDecoder(nn.Module):
     """Quantised vectors [B, D, T] -> wav [B, 1, T * hop]: causal backbone, pitch, filters for pulses and for noise."""
 
@@ -90,14 +102,7 @@ class HarmonicDecoder(nn.Module):
         self.sub_hop = config.hop_length // N_SUB
         self.n_fft = 4 * self.sub_hop
         self.n_bins = self.n_fft // 2 + 1
-        self.backbone = Backbone(
-            config.codebook_dim,
-            config.decoder_dim,
-            config.decoder_layers,
-            config.expansion,
-            config.kernel_size,
-            config.lookahead,
-        )
+        self.backbone = decoder_backbone(config)
         self.filters = nn.Linear(config.decoder_dim, N_SUB * 3 * self.n_bins)
         self.pitch = nn.Linear(config.decoder_dim, N_SUB)
         self.istft = InverseSTFT(self.sub_hop, self.n_fft)

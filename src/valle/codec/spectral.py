@@ -27,7 +27,7 @@ from valle.codec.frames import (
     LogMel,
     OverlapAddStream,
 )
-from valle.codec.harmonic import HarmonicDecoder, HarmonicStream, pitch_hz
+from valle.codec.harmonic import HarmonicDecoder, HarmonicStream, decoder_backbone, pitch_hz
 from valle.codec.quantizer import ResidualVectorQuantizer
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
@@ -80,14 +80,7 @@ class SpectralDecoder(nn.Module):
 
     def __init__(self, config: SpectralCodecConfig) -> None:
         super().__init__()
-        self.backbone = Backbone(
-            config.codebook_dim,
-            config.decoder_dim,
-            config.decoder_layers,
-            config.expansion,
-            config.kernel_size,
-            config.lookahead,
-        )
+        self.backbone = decoder_backbone(config)
         self.head = nn.Linear(config.decoder_dim, config.n_fft + 2)
         self.istft = InverseSTFT(config.hop_length, config.n_fft)
 
