@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from valle.codec.base import load_codec
 from valle.codec.crops import Crops, build_cache, random_crops
 from valle.codec.encodec import EnCodecConfig
 from valle.codec.pitch import build_pitch, fill
-from valle.codec.spectral import SpectralCodecConfig
+from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
 from valle.codec.train import CodecTrainer, train_codec
 from valle.codec.train_config import CodecTrainConfig, DataConfig
 from valle.errors import ValleError
@@ -138,6 +138,47 @@ def test_adapting_takes_what_fits(config: CodecTrainConfig, tmp_path: Path) -> N
     )
     assert adapted.codec.fingerprint() == load_codec(first).fingerprint()
     assert adapted.quantizing
+
+
+def test_of_another_codec_only_the_decoder_may_be_taken(config: CodecTrainConfig, tmp_path: Path) -> None:
+    first = CodecTrainer(config, Path(config.out)).run()
+    config = replace(config, adapt=str(first), adapt_decoder_only=True, spectral=replace(SMALL, n_mels=20))
+    adapted = CodecTrainer(config, tmp_path / "adapted")
+    given = load_codec(first)
+    assert isinstance(given, SpectralCodec)
+    for a, b in zip(adapted.codec.decoder.parameters(), given.decoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not adapted.quantizing  # the codes are its own
+    adapted.run()
+    assert adapted.quantizing
+
+
+def test_a_linear_path_begins_with_principal_components(config: CodecTrainConfig, manifest: Path) -> None:
+    spectral = replace(SMALL, mel_frames=2, mel_window=512, linear_path=True)
+    trainer = CodecTrainer(replace(config, spectral=spectral, max_steps=1, lr=0.0), Path(config.out))
+    trainer.run()
+    codec = trainer.codec
+    assert isinstance(codec, SpectralCodec)
+    cache = build_cache(manifest, ("train",), config.data.cache)
+    wav = torch.cat([cache.wav(i)[:, :3200].unsqueeze(0) for i in range(4)])
+    assert codec.features(wav).shape == (4, 10, 2 * spectral.n_mels)
+    components = codec.latents(torch.cat([trainer.crops(cache).wav for _ in range(20)])).transpose(1, 2).flatten(0, 1)
+    covariance = torch.cov(components.detach().t())
+    assert float(covariance.diagonal().mean()) == pytest.approx(1, rel=0.3)
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.2 * covariance.diagonal().max()
+    assert covariance[0, 0] == covariance.diagonal().max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"mel_frames": 3}, "mel_frames is 3"),
+        ({"linear_path": True, "n_mels": 4, "codebook_dim": 32}, "reads 4 numbers"),
+    ],
+)
+def test_impossible_sizes_are_named(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValleError, match=named):
+        replace(SMALL, **changes)
 
 
 @pytest.mark.parametrize(("adversarial_start", "decoder"), [(100, "fourier"), (4, "fourier"), (100, "harmonic")])

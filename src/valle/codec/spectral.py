@@ -45,6 +45,13 @@ class SpectralCodecConfig:
     """Window of the analysis, and of a Fourier decoder's inverse transform, in samples; a multiple of twice the hop."""
     n_mels: int = 100
     """Bands of the log-mel spectrogram that the encoder reads."""
+    mel_window: int = 0
+    """Its window in samples; 0: ``n_fft``."""
+    mel_frames: int = 1
+    """Its spectra a frame, evenly spaced; they stand side by side in what the encoder reads."""
+    linear_path: bool = False
+    """A linear map from what the encoder reads to the vectors, beside the encoder and added to it. It begins as the
+    principal components of speech, the encoder's own share as nothing."""
     phase_hz: float = 0.0
     """Up to this frequency the encoder also reads the complex spectrum, so that codes can carry phase; 0: mel only."""
     encoder_dim: int = 256
@@ -73,6 +80,23 @@ class SpectralCodecConfig:
     def __post_init__(self) -> None:
         if self.n_fft % (2 * self.hop_length):
             raise ValleError(f"n_fft is {self.n_fft}; it must be a multiple of twice the hop, {2 * self.hop_length}")
+        if self.mel_frames < 1 or self.hop_length % self.mel_frames:
+            raise ValleError(f"mel_frames is {self.mel_frames}; it must divide the hop, {self.hop_length}")
+        if self.linear_path and self.n_features < self.codebook_dim:
+            raise ValleError(
+                f"the encoder reads {self.n_features} numbers a frame, and {self.codebook_dim} principal components of "
+                "them are needed; lower codebook_dim or raise n_mels or mel_frames"
+            )
+
+    @property
+    def n_phase_bins(self) -> int:
+        """Bins of the complex spectrum that the encoder reads."""
+        return round(self.phase_hz * self.n_fft / self.sample_rate)
+
+    @property
+    def n_features(self) -> int:
+        """Numbers a frame that the encoder reads."""
+        return self.n_mels * self.mel_frames + 2 * self.n_phase_bins
 
 
 class SpectralDecoder(nn.Module):
@@ -105,10 +129,13 @@ class SpectralCodec(Codec):
         self.hop_length = config.hop_length
         self.n_quantizers = config.n_quantizers
         self.codebook_size = config.codebook_size
-        self.mel = LogMel(config.sample_rate, config.hop_length, config.n_fft, config.n_mels)
-        self.n_phase_bins = round(config.phase_hz * config.n_fft / config.sample_rate)
+        self.mel = LogMel(
+            config.sample_rate, config.hop_length // config.mel_frames, config.mel_window or config.n_fft, config.n_mels
+        )
+        if config.n_phase_bins:
+            self.phase = LogMel(config.sample_rate, config.hop_length, config.n_fft, config.n_mels)
         self.encoder = Backbone(
-            config.n_mels + 2 * self.n_phase_bins,
+            config.n_features,
             config.encoder_dim,
             config.encoder_layers,
             config.expansion,
@@ -116,6 +143,7 @@ class SpectralCodec(Codec):
             None,
         )
         self.project = nn.Linear(config.encoder_dim, config.codebook_dim)
+        self.linear = nn.Linear(config.n_features, config.codebook_dim) if config.linear_path else None
         self.quantizer = ResidualVectorQuantizer(config.codebook_dim, config.n_quantizers, config.codebook_size)
         self.decoder: SpectralDecoder | HarmonicDecoder = (
             HarmonicDecoder(config) if config.decoder == "harmonic" else SpectralDecoder(config)
@@ -140,24 +168,51 @@ class SpectralCodec(Codec):
         return self.quantizer.codebooks()
 
     def encoding_modules(self) -> list[nn.Module]:
-        return [self.encoder, self.project, self.quantizer]
+        return [self.encoder, self.project, self.quantizer, *([] if self.linear is None else [self.linear])]
 
     def latents(self, wav: Tensor) -> Tensor:
         """wav [B, 1, N] -> the vectors before quantisation, [B, D, T]."""
         check_wav(wav)
         wav = F.pad(wav, (0, -wav.shape[2] % self.hop_length))
-        z: Tensor = self.project(self.encoder(self._features(wav)))  # [B, T, D]
+        features = self.features(wav)
+        z: Tensor = self.project(self.encoder(features))  # [B, T, D]
+        if self.linear is not None:
+            z = z + self.linear(features)
         return z.transpose(1, 2)
 
-    def _features(self, wav: Tensor) -> Tensor:
-        """What the encoder reads: wav [B, 1, T * hop] -> [B, T, n_mels + 2 * n_phase_bins]."""
-        log_mel: Tensor = self.mel(wav)  # [B, T, n_mels]
-        if self.n_phase_bins == 0:
+    def log_mel(self, wav: Tensor) -> Tensor:
+        """wav [B, 1, T * hop] -> log-mel spectra [B, T, mel_frames * n_mels]."""
+        log_mel: Tensor = self.mel(wav)
+        return log_mel.reshape(len(wav), -1, self.config.mel_frames * self.config.n_mels)
+
+    def features(self, wav: Tensor) -> Tensor:
+        """What the encoder reads: wav [B, 1, T * hop] -> [B, T, n_features]."""
+        log_mel = self.log_mel(wav)
+        if self.config.n_phase_bins == 0:
             return log_mel
-        low = self.mel.spectrum(wav)[..., : self.n_phase_bins]  # [B, T, n_phase_bins] complex
+        low = self.phase.spectrum(wav)[..., : self.config.n_phase_bins]  # [B, T, n_phase_bins] complex
         # Compressed to the power 0.3, or the loudest harmonic would drown all others.
         low = low * (low.abs() + 1e-4) ** -0.7
         return torch.cat([log_mel, low.real, low.imag], dim=-1)
+
+    @torch.no_grad()
+    def begin_with_components(self, features: Tensor) -> None:
+        """Let the linear path give the principal components of ``features`` [N, n_features], the encoder nothing.
+
+        The components keep their variances, whose mean becomes 1, so that the quantiser spends its bits where log-mel
+        spectra differ most.
+        """
+        assert self.linear is not None
+        x = features.double()
+        mean = x.mean(0)
+        covariance = torch.cov((x - mean).t())
+        variances, directions = torch.linalg.eigh(covariance)  # ascending
+        kept = directions[:, -self.config.codebook_dim :].flip(1)  # [n_features, D]
+        scale = variances[-self.config.codebook_dim :].mean().clamp(min=1e-9) ** -0.5
+        self.linear.weight.copy_((kept * scale).t())
+        self.linear.bias.copy_(-(mean @ kept) * scale)
+        self.project.weight.zero_()
+        self.project.bias.zero_()
 
     @torch.no_grad()
     def encode(self, wav: Tensor, n_quantizers: int | None = None) -> Tensor:

@@ -116,7 +116,8 @@ class CodecTrainer:
         self.disc_optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), config.discriminator_lr, config.betas, weight_decay=1e-3
         )
-        self.step, self.minutes, self.quantizing = 0, 0.0, bool(config.init or config.adapt)
+        self.step, self.minutes = 0, 0.0
+        self.quantizing = bool(config.init or (config.adapt and not config.adapt_decoder_only))
         self.pitch: tuple[np.ndarray, np.ndarray] | None = None
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=choose_precision(config.precision, self.device) == "bf16"
@@ -136,7 +137,9 @@ class CodecTrainer:
             given = load_codec(self.config.adapt).state_dict()
             own = codec.state_dict()
             same = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-            if not all(k in same for k in own if k.startswith("quantizer.") and "ema_" not in k):
+            if self.config.adapt_decoder_only:
+                same = {k: v for k, v in same.items() if k.startswith("decoder.")}
+            elif not all(k in same for k in own if k.startswith("quantizer.") and "ema_" not in k):
                 raise ValleError(
                     f"the codebooks of {self.config.adapt} do not fit [spectral]; use its codebook_dim, n_quantizers "
                     "and codebook_size"
@@ -157,7 +160,8 @@ class CodecTrainer:
             return None
         if not isinstance(self.codec, SpectralCodec):
             raise ValleError("loss.probe reads a log-mel spectrogram, which only the spectral codec has; set it to 0")
-        return MelProbe(self.codec.config.codebook_dim, self.codec.config.n_mels).to(self.device)
+        sizes = self.codec.config
+        return MelProbe(sizes.codebook_dim, sizes.n_mels * sizes.mel_frames).to(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +191,8 @@ class CodecTrainer:
         ):
             if config.init and self.step == 0:
                 tracker.log(0, self.evaluate(dev), show=False)
+            if self.step == 0 and not self.quantizing:
+                self.start_linear_path(train)
             while self.progress() < 1 and not stop:
                 if not self.quantizing and self.step >= config.quantize_after:
                     self.start_quantizing(train)
@@ -294,7 +300,7 @@ class CodecTrainer:
         inner = commitment * config.loss.commitment + pitch * config.loss.pitch
         if self.probe is not None and self.quantizing:
             assert isinstance(self.codec, SpectralCodec)
-            probe = self.probe(z, self.codec.mel(wav))
+            probe = self.probe(z, self.codec.log_mel(wav))
             inner = inner + probe * config.loss.probe
             values["probe"] = float(probe.detach())
         adversarial = self.step >= config.adversarial_start
@@ -334,6 +340,16 @@ class CodecTrainer:
         return float(loss.detach())
 
     @torch.no_grad()
+    def start_linear_path(self, cache: WaveCache) -> None:
+        """Let a linear path begin with the principal components of ``kmeans_frames`` frames."""
+        if not isinstance(self.codec, SpectralCodec) or self.codec.linear is None:
+            return
+        features: list[Tensor] = []
+        while sum(len(f) for f in features) < self.config.kmeans_frames:
+            features.append(self.codec.features(self.crops(cache).wav).flatten(0, 1))
+        self.codec.begin_with_components(torch.cat(features))
+
+    @torch.no_grad()
     def start_quantizing(self, cache: WaveCache) -> None:
         """Set the codebooks by k-means over ``kmeans_frames`` frames."""
         self.codec.eval()
@@ -364,7 +380,7 @@ class CodecTrainer:
                 values.append(float(self.mel_loss(self.codec.decode(codes[:, :k]), wav)))
                 if self.probe is not None and isinstance(self.codec, SpectralCodec):
                     z = self.codec.quantizer.decode(codes[:, :k])
-                    probes.setdefault(k, []).append(float(self.probe(z, self.codec.mel(wav))))
+                    probes.setdefault(k, []).append(float(self.probe(z, self.codec.log_mel(wav))))
         result = {f"dev/mel_{k}": sum(v) / len(v) for k, v in distances.items() if v}
         result |= {f"dev/probe_{k}": sum(v) / len(v) for k, v in probes.items()}
         if used:

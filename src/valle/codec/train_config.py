@@ -73,6 +73,8 @@ class CodecTrainConfig:
     """Codec folder to start from instead of random weights."""
     adapt: str = ""
     """Codec folder whose tensors are taken where name and shape agree with [spectral]; all others start at random."""
+    adapt_decoder_only: bool = False
+    """Of ``adapt`` take the decoder's tensors only; encoder and codebooks begin anew, and so do the codes."""
     train: Literal["all", "decoder"] = "all"
     """What learns; "decoder" keeps the codes as they are."""
     loss: LossConfig = field(default_factory=LossConfig)

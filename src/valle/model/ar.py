@@ -38,6 +38,7 @@ from valle.model.alignment import (
     move_targets,
     next_symbols,
 )
+from valle.model.frame_layers import CausalContext
 from valle.model.sampling import SamplingConfig, sample
 from valle.model.transformer import (
     IGNORE_INDEX,
@@ -77,10 +78,16 @@ class ARConfig:
     code_noise: float = 0.0
     """Share of the codes read in training that are replaced by random ones, so that the model learns to go on after a
     code of its own that was wrong, and to heed the phonemes; the paper has none."""
+    local_layers: int = 0
+    """Causal convolutions (7 frames each) that read the codes before the transformer and pass on to the output beside
+    it; 0: none (the paper). What a code lost in rounding stands in its neighbours', and attention finds that out
+    slowly."""
 
     def __post_init__(self) -> None:
         if self.n_phonemes < 1 or self.codebook_size < 1:
             raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
+        if self.local_layers < 0:
+            raise ValleError(f"local_layers is {self.local_layers}; it must be 0 (none) or more")
         if not 0 <= self.code_noise < 1:
             raise ValleError(f"code_noise is {self.code_noise}; it must be at least 0 (off) and below 1")
         if self.alignment and len(self.phoneme_kinds) != self.n_phonemes:
@@ -144,6 +151,7 @@ class ARState:
     mask: Tensor | None  # [B, 1, 1, cache.max_len] bool, columns that hold something; None when all do
     context: Tensor | None = None  # [B, S + 1, D] with alignment, the vectors of the phonemes
     moves: Tensor | None = None  # [B, 3] float32, with alignment, logits of where the frame after the next belongs
+    pasts: list[Tensor] | None = None  # with convolutions, what each has read last
 
 
 class AR(nn.Module):
@@ -170,6 +178,8 @@ class AR(nn.Module):
             nn.init.normal_(self.move.weight, std=dim**-0.5)
             nn.init.zeros_(self.move.bias)
             self.register_buffer("kinds", torch.tensor(config.phoneme_kinds), persistent=False)
+        if config.local_layers:
+            self.local = CausalContext(dim, config.local_layers)
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> AR:
@@ -211,11 +221,16 @@ class AR(nn.Module):
             context = self.context(phonemes, phoneme_lens)  # [B, S + 1, D]
             index = frame_index(durations, phoneme_lens, codes.shape[1] + 1)  # [B, T + 1]
             x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens)
-        h = self._transform(x, text_lens)  # [B, S + 1 + T, D]
         # What is said at the phonemes' <eos> and after it; what is said before is of no use.
         t = torch.arange(batch.codes.shape[1] + 1, device=x.device)
-        columns = text_lens.unsqueeze(1) - 1 + t  # [B, T + 1]
-        h = h.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1]))  # [B, T + 1, D]
+        columns = (text_lens.unsqueeze(1) - 1 + t).unsqueeze(-1).expand(-1, -1, x.shape[-1])  # [B, T + 1, D]
+        local = None
+        if self.config.local_layers:
+            local, _ = self.local(x.gather(1, columns))  # [B, T + 1, D]
+            x = x.scatter_add(1, columns, (local * self.local.scale).to(x.dtype))
+        h = self._transform(x, text_lens).gather(1, columns)  # [B, T + 1, D]
+        if local is not None:
+            h = h + self.local.out(local)
         return AROutputs(self._logits(h), self.move(h) if self.config.alignment else None)
 
     def loss(self, logits: Tensor, batch: ARBatch, moves: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -407,6 +422,13 @@ class AR(nn.Module):
             x = x + self._guide(context, index, age.masked_fill(is_new, 0), text_lens)
         lens = text_lens + prompt_lens  # [B]
         longest = int(lens.max())
+        local, pasts = None, None
+        if self.config.local_layers:
+            t = torch.arange(prompt.shape[1] + 1, device=x.device)
+            columns = (text_lens.unsqueeze(1) - 1 + t).unsqueeze(-1).expand(-1, -1, x.shape[-1])  # [B, T' + 1, D]
+            local, pasts = self.local(x.gather(1, columns), prompt_lens + 1)  # [B, T' + 1, D]
+            x = x.scatter_add(1, columns, (local * self.local.scale).to(x.dtype))
+            local = local[torch.arange(len(x), device=x.device), prompt_lens]  # [B, D] at the place of the first code
         x = x[:, :longest]
         cache = KVCache(self.config.transformer, len(x), longest + max_frames, like=x)
         h = self._transform(x, text_lens, cache)  # [B, longest, D]
@@ -414,8 +436,8 @@ class AR(nn.Module):
         if bool((lens < longest).any()):
             column = torch.arange(cache.max_len, device=x.device)
             mask = ((column < lens.unsqueeze(1)) | (column >= longest)).view(len(x), 1, 1, -1)  # [B, 1, 1, max_len]
-        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask, context)
-        return self._foretell(h[torch.arange(len(x), device=x.device), lens - 1], state), state
+        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask, context, pasts=pasts)
+        return self._foretell(h[torch.arange(len(x), device=x.device), lens - 1], local, state), state
 
     def decode(self, codes: Tensor, state: ARState, index: Tensor | None = None, age: Tensor | None = None) -> Tensor:
         """Read one more code of each row and advance ``state``.
@@ -434,13 +456,22 @@ class AR(nn.Module):
             assert index is not None, "a model with alignment needs the symbol of the next frame"
             assert age is not None, "a model with alignment needs the age of the next frame"
             x = x + self._place(state.context, index.unsqueeze(1), age.unsqueeze(1)).squeeze(1)  # [B, D]
+        local = None
+        if state.pasts is not None:
+            local = self.local.step(x, state.pasts)  # [B, D]
+            x = x + local * self.local.scale
         mask = None if state.mask is None else state.mask[..., : state.cache.length + 1]
         h = self.transformer(x.unsqueeze(1), mask=mask, cache=state.cache)  # [B, 1, D]
         state.positions = state.positions + 1
-        return self._foretell(h.squeeze(1), state)
+        return self._foretell(h.squeeze(1), local, state)
 
-    def _foretell(self, h: Tensor, state: ARState) -> Tensor:
-        """h [B, D] -> logits [B, codebook_size + 1] float32 of the next code; those of the moves go into ``state``."""
+    def _foretell(self, h: Tensor, local: Tensor | None, state: ARState) -> Tensor:
+        """h [B, D] -> logits [B, codebook_size + 1] float32 of the next code; those of the moves go into ``state``.
+
+        ``local`` [B, D] is what the convolutions found, where there are any.
+        """
+        if local is not None:
+            h = h + self.local.out(local)
         if self.config.alignment:
             state.moves = self.move(h).float()
         return self._logits(h).float()

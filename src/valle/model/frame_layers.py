@@ -1,4 +1,4 @@
-"""Small networks beside the NAR's transformer, for its departures ``local_layers`` and ``one_pass`` (``NARConfig``)."""
+"""Small networks beside a transformer, for the departures ``local_layers`` (AR, NAR) and ``one_pass`` (NAR)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,53 @@ class LocalContext(nn.Module):
         for conv in self.convs:
             y = x.masked_fill(~is_frame.unsqueeze(-1), 0)
             x = x + F.gelu(conv(y.transpose(1, 2))).transpose(1, 2)
+        return x
+
+
+class CausalContext(nn.Module):
+    """Residual convolutions over time that see a frame and those before it, at once or frame by frame."""
+
+    kernel_size = 7
+
+    def __init__(self, dim: int, n_layers: int) -> None:
+        super().__init__()
+        self.scale = dim**-0.5  # what it says is as large as the transformer's output, embeddings are small beside it
+        self.norm = nn.LayerNorm(dim)
+        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, self.kernel_size) for _ in range(n_layers))
+        self.out = nn.Linear(dim, dim)
+        for layer in (*self.convs, self.out):
+            assert isinstance(layer, nn.Conv1d | nn.Linear)
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, lens: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """
+        Args:
+            x: [B, T, D].
+            lens: [B] frames of each row, after which ``step`` shall go on; all of them when None.
+
+        Returns:
+            [B, T, D], and for ``step`` the last ``kernel_size`` - 1 inputs of each convolution, as many [B, 6, D].
+        """
+        before = self.kernel_size - 1
+        lens = torch.full((len(x),), x.shape[1], device=x.device) if lens is None else lens
+        columns = (lens.unsqueeze(1) + torch.arange(before, device=x.device)).unsqueeze(-1)  # [B, before, 1]
+        x = self.norm(x)
+        pasts = []
+        for conv in self.convs:
+            padded = F.pad(x, (0, 0, before, 0))  # [B, before + T, D]
+            pasts.append(padded.gather(1, columns.expand(-1, -1, x.shape[2])))
+            x = x + F.gelu(conv(padded.transpose(1, 2))).transpose(1, 2)
+        return x, pasts
+
+    def step(self, x: Tensor, pasts: list[Tensor]) -> Tensor:
+        """One more frame: x [B, D] -> [B, D]; ``pasts`` move on."""
+        x = self.norm(x)
+        for i, conv in enumerate(self.convs):
+            window = torch.cat([pasts[i], x.unsqueeze(1)], dim=1)  # [B, kernel_size, D]
+            pasts[i] = window[:, 1:]
+            x = x + F.gelu(conv(window.transpose(1, 2))).squeeze(2)
         return x
 
 

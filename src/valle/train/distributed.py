@@ -52,6 +52,14 @@ class Ranks:
         for g, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             g.copy_(part.view_as(g))
 
+    def wait(self) -> None:
+        """Wait until all ranks have come here.
+
+        At a run's end the main rank still judges and writes. One that left the group and ended meanwhile would now and
+        then be aborted by the sockets' threads.
+        """
+        self.total([1.0])
+
     def leave(self) -> None:
         """Tell the others that this process is done."""
         if self.size > 1:

@@ -78,6 +78,7 @@ def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str
     try:
         trainer.start(resume)
         trainer.run()
+        trainer.ranks.wait()
     finally:
         trainer.ranks.leave()
     return trainer.out
