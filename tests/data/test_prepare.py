@@ -1,5 +1,7 @@
 """Preparing: codes and phonemes of each utterance alone, misfits left out with a reason, a stopped build goes on."""
 
+import dataclasses
+import hashlib
 import json
 import threading
 
@@ -10,8 +12,10 @@ import torch
 
 from valle.asr import Aligner, Alignment
 from valle.audio import load, normalise_loudness, trim_silence
+from valle.data.augment import voice_of
+from valle.data.corpus import read_manifest
 from valle.data.pack import Pack
-from valle.data.prepare import PrepareConfig, Rejected, ahead, build_pack
+from valle.data.prepare import PrepareConfig, Rejected, _metadata, ahead, build_pack, main
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
 
@@ -228,6 +232,125 @@ def test_a_pack_like_another_has_new_codes_and_the_old_durations(corpus, tmp_pat
             build_pack([corpus], FakeCodec(), tmp_path / "x", inventory=INVENTORY, like=Pack(tmp_path / "first"))
     finally:
         FakeCodec.frame_rate = rate
+
+
+def names(split, info):
+    return [None if s < 0 else info.speakers[s] for s in split.speakers.tolist()]
+
+
+def test_virtual_voices_are_added_to_train_alone(corpus, tmp_path):
+    plain = build(corpus, tmp_path / "plain", FakeCodec())
+    info = build(corpus, tmp_path / "pack", FakeCodec(), augment=2)
+    assert (plain.augment, info.augment) == (0, 2)
+    assert info.rejected == plain.rejected  # one entry for all versions
+    assert info.speakers == (*plain.speakers, *(f"s{i}~{v}" for i in (0, 1, 3, 4) for v in (1, 2)))
+    pack, old = Pack(tmp_path / "pack"), Pack(tmp_path / "plain")
+    assert pack.info == info  # read back
+    train, before = pack.split("train"), old.split("train")
+    assert train.ids == [f"good{i}{version}" for i in range(5) for version in ("", "~1", "~2")]
+    speakers = ["s0", "s1", None, "s3", "s4"]
+    assert names(train, info) == [s and s + version for s in speakers for version in ("", "~1", "~2")]
+    for i in range(5):
+        assert torch.equal(train.codes(3 * i), before.codes(i))
+        for version in (1, 2):
+            speed = voice_of(speakers[i], f"good{i}", version).speed
+            assert abs(train.n_frames[3 * i + version] - before.n_frames[i] / speed) <= 1
+            assert torch.equal(train.phonemes(3 * i + version), before.phonemes(i))
+            assert not torch.equal(train.codes(3 * i + version)[:, :50], before.codes(i)[:, :50])
+    assert pack.split("dev").ids == old.split("dev").ids == ["dev"]
+    assert torch.equal(pack.split("dev").codes(0), old.split("dev").codes(0))
+    # The level is set last.
+    wav = voice_of("s3", "good3", 1).apply(
+        trim_silence(load(corpus / "good3.wav", 24000).waveform, 24000), 24000, "good3"
+    )
+    codes = FakeCodec().encode(normalise_loudness(wav, 24000).unsqueeze(0))[0]
+    assert (train.codes(10) - codes).abs().max() <= 1
+
+
+def test_a_long_version_is_kept_and_a_loud_one_stays_so_without_normalising(corpus, tmp_path):
+    build(corpus, tmp_path / "pack", FakeCodec(), augment=8, normalise=False)
+    train = Pack(tmp_path / "pack").split("train")
+    assert len(train) == 9 * 5
+    assert train.n_frames.max() > 2.2 * 75 / 0.96
+
+
+class SpreadingAligner(FakeAligner):
+    """Every other symbol is a mark; the first has one frame, the last all that are left."""
+
+    def align(self, wav, phonemes):
+        durations = torch.tensor([i % 2 for i in range(len(phonemes) - 1)] + [0])
+        durations[-1] = -(-wav.shape[1] // 320) - durations.sum()
+        return Alignment(durations, -1.0)
+
+
+def test_versions_stretch_the_durations_of_an_aligner_or_of_a_pack(corpus, tmp_path):
+    build(corpus, tmp_path / "aligned", FakeCodec(), aligner=SpreadingAligner(), augment=3)
+    build(corpus, tmp_path / "plain", FakeCodec(), aligner=SpreadingAligner())
+    for out, like in (("recalled", "plain"), ("again", "aligned")):
+        config = PrepareConfig(max_seconds=3.0, augment=3)
+        info = build_pack(
+            [corpus], FakeCodec(), tmp_path / out, config=config, inventory=INVENTORY, like=Pack(tmp_path / like)
+        )
+        assert info.aligned
+        train, same = Pack(tmp_path / out).split("train"), Pack(tmp_path / "aligned").split("train")
+        assert train.ids == same.ids
+        assert len(train) == 4 * 5
+        for i in range(len(train)):
+            assert torch.equal(train.durations(i), same.durations(i))
+            assert train.durations(i).sum() == train.n_frames[i] == train.codes(i).shape[1]
+            assert torch.equal(train.durations(i) > 0, train.durations(i - i % 4) > 0)
+
+
+def test_shards_are_kept_or_made_anew_by_what_augments_them(corpus, tmp_path):
+    codec, out = FakeCodec(), tmp_path / "pack"
+
+    def made(**config):
+        before = codec.encoded
+        build(corpus, out, codec, **config)
+        return codec.encoded - before
+
+    def keys():
+        return {path.name: _metadata(path)["key"] for path in out.glob("*.safetensors")}
+
+    assert made() == 5 + 1
+    plain = keys()
+    assert plain["dev-00000.safetensors"] == keys_without_virtual_voices(corpus, "dev")
+    assert plain["train-00000.safetensors"] == keys_without_virtual_voices(corpus, "train")
+    assert made(augment=2) == 15
+    assert keys()["dev-00000.safetensors"] == plain["dev-00000.safetensors"]
+    assert made(augment=2) == 0
+    assert made(augment=1) == 10
+    assert made(augment=1, augment_splits=("train", "dev")) == 2
+    assert made() == 5 + 1
+    assert keys() == plain
+    assert made(augment=2, shard_hours=4 / 3600) == 15 + 1  # shard_hours is in the key
+    assert len([name for name in keys() if name.startswith("train")]) > 5
+    (out / "train-00001.safetensors").unlink()
+    assert made(augment=2, shard_hours=4 / 3600) == 3
+
+
+def keys_without_virtual_voices(corpus, split):
+    """As packs from before there were any have them."""
+    config = dataclasses.asdict(PrepareConfig(max_seconds=3.0))
+    del config["augment"], config["augment_splits"], config["min_fit"]
+    digest = hashlib.sha256(json.dumps(["fake", "test", config]).encode())
+    for u in read_manifest(corpus, [split]):
+        number = None if u.speaker is None else int(u.speaker[1])
+        number = number if number is None or number < 2 else number - 1  # there is no s2
+        digest.update(json.dumps([u.id, str(u.path), u.text, u.lang, number]).encode())
+    return digest.hexdigest()[:16]
+
+
+def test_names_and_numbers_that_versions_cannot_have_are_refused(corpus, tmp_path):
+    with pytest.raises(ValleError, match="augment is -1"):
+        PrepareConfig(augment=-1)
+    manifest = corpus / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"good1"', '"good0~1"'))
+    build(corpus, tmp_path / "pack", FakeCodec())
+    with pytest.raises(ValleError, match="'good0~1' has a ~"):
+        build(corpus, tmp_path / "pack", FakeCodec(), augment=1)
+    with pytest.raises(ValleError, match="not among --splits"):
+        main([str(corpus), "--codec", "x", "--out", str(tmp_path / "x"), "--augment", "1", "--splits", "dev"])
 
 
 def test_reading_ahead_keeps_the_order_and_raises_in_its_place():

@@ -66,13 +66,15 @@ class PackInfo:
     codebook_size: int = 1024
     """Entries of each codebook; codes are below it."""
     speakers: tuple[str, ...] = ()
-    """Speaker names; the shards hold indices into this list."""
+    """Speaker names, virtual ones (``augment``) after the others; the shards hold indices into this list."""
     phoneme_kinds: tuple[int, ...] = ()
     """``PhonemeInventory.kinds`` of the phoneme ids; empty in old packs."""
     aligned: bool = False
     """Whether the shards tell how long each phoneme lasts."""
     aligner: str = ""
     """``Aligner.fingerprint()`` of the aligner that told it; empty without one, and in old packs."""
+    augment: int = 0
+    """Versions by virtual voices that follow each utterance of the split train: ``id~1`` ... of ``speaker~1`` ..."""
     shards: tuple[ShardInfo, ...] = ()
     """The files, in order."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -4,15 +4,17 @@ Utterances that would teach nonsense are left out with a reason: unreadable or s
 text, or a text that its audio cannot hold. Each is encoded alone, because padding would change the codes at its end. A
 build that was stopped goes on where it was: a shard that is complete and made from the same input is kept.
 
-With an aligner (``valle.asr``) the pack also tells how many frames each phoneme lasts.
+With an aligner (``valle.asr``) the pack also tells how many frames each phoneme lasts. With ``augment`` it holds more
+versions of each utterance, by virtual voices (``valle.data.augment``).
 
-``valle prepare SOURCE... --codec DIR --out DIR [--splits train,dev] [--aligner DIR]``
+``valle prepare SOURCE... --codec DIR --out DIR [--splits train,dev] [--aligner DIR] [--augment N]``
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -28,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from valle.config import to_dict
+from valle.data.augment import RECIPE, scale_durations, version_name, voice_of
 from valle.data.corpus import Utterance, load_wav, read_manifest
 from valle.data.pack import (
     INFO_FILE,
@@ -78,6 +81,18 @@ class PrepareConfig:
     min_fit: float | None = None
     """With an aligner: utterances whose text fits worse (``Alignment.fit``, -4 is hardly what is said) are left out; by
     default none."""
+    augment: int = 0
+    """Further versions of each utterance, by as many virtual voices of its speaker."""
+    augment_splits: tuple[str, ...] = ("train",)
+    """Splits that get them; others are to tell of real voices."""
+
+    def __post_init__(self) -> None:
+        if self.augment < 0:
+            raise ValleError(f"augment is {self.augment}; it is how many versions of an utterance to add, 0 or more")
+
+    def n_versions(self, split: str) -> int:
+        """Further versions of each utterance of a split."""
+        return self.augment if split in self.augment_splits else 0
 
 
 class Rejected(Exception):
@@ -179,8 +194,8 @@ def build_pack(
             codes are made anew, in a third of the time. In place of ``aligner``.
 
     Raises:
-        ValleError: a manifest is wrong, the aligner is for another inventory or frame rate, or no utterance of a split
-            is fit.
+        ValleError: a manifest is wrong, the aligner is for another inventory or frame rate, no utterance of a split is
+            fit, or a name could be taken for a version's.
     """
     config, splits, out = config or PrepareConfig(), tuple(splits), Path(out)
     if inventory is None:
@@ -204,6 +219,8 @@ def build_pack(
     for split in splits:
         if not any(u.split == split for u in utterances):
             raise ValleError(f"no manifest given has an utterance in the split {split!r}")
+    if config.augment:
+        _check_names(utterances)
     codec = codec.to(device).eval()
     out.mkdir(parents=True, exist_ok=True)
     inventory.save(out / PHONEMES_FILE)
@@ -218,7 +235,8 @@ def build_pack(
         phoneme_kinds=inventory.kinds,
         aligned=like.info.aligned if like is not None else aligner is not None,
         aligner=like.info.aligner if like is not None else "" if aligner is None else aligner.fingerprint(),
-        speakers=tuple(sorted({u.speaker for u in utterances if u.speaker is not None})),
+        speakers=_speakers(utterances, config),
+        augment=max((config.n_versions(split) for split in splits), default=0),
     )
     maker = _ShardMaker(info, codec, inventory, phonemize, config, device, aligner)
     if like is not None:
@@ -228,7 +246,8 @@ def build_pack(
     often = 0.2 if sys.stderr.isatty() else 30.0  # seconds between updates: a log is not a screen
     with tqdm(total=len(utterances), desc="prepare", file=sys.stderr, dynamic_ncols=True, mininterval=often) as bar:
         for split in splits:
-            for number, part in enumerate(_parts([u for u in utterances if u.split == split], config.shard_hours)):
+            hours = config.shard_hours / (1 + config.n_versions(split))
+            for number, part in enumerate(_parts([u for u in utterances if u.split == split], hours)):
                 shard, left_out = maker.make(out / f"{split}-{number:05d}.safetensors", split, part, bar)
                 shards.append(shard)
                 rejected += left_out
@@ -268,18 +287,20 @@ class _ShardMaker:
         self, path: Path, split: str, utterances: list[Utterance], bar: tqdm[Any]
     ) -> tuple[ShardInfo, list[dict[str, str]]]:
         """Write one shard, or keep the one that is there; returns it and what was left out of it."""
-        key = self._key(utterances)
+        n_versions = self.config.n_versions(split)
+        key = self._key(utterances, n_versions)
         metadata = _metadata(path)
         if metadata.get("key") == key:
             bar.update(len(utterances))
         else:
             packed: list[PackedUtterance] = []
             left_out: list[dict[str, str]] = []
-            for utterance, read in zip(utterances, ahead(self._read, utterances), strict=True):
+            reads = ahead(functools.partial(self._read, n_versions), utterances, depth=max(2, 16 // (1 + n_versions)))
+            for utterance, read in zip(utterances, reads, strict=True):
                 try:
                     if isinstance(read, Rejected):
                         raise read
-                    packed.append(self._encode(utterance, *read))
+                    packed += self._encode(utterance, *read)
                 except Rejected as reason:
                     detail = str(reason.__cause__ or "")
                     left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
@@ -294,45 +315,68 @@ class _ShardMaker:
         rejected: list[dict[str, str]] = json.loads(metadata["rejected"])
         return ShardInfo(path.name, split, len(json.loads(metadata["ids"])), round(hours, 4)), rejected
 
-    def _read(self, utterance: Utterance) -> tuple[list[int], Tensor] | Rejected:
-        """What can be done before the codec's turn comes, in another thread."""
+    def _read(self, n_versions: int, utterance: Utterance) -> tuple[list[int], list[Tensor]] | Rejected:
+        """What can be done before the codec's turn comes, in another thread: phonemes, and the wav of each version."""
+        rate = self.codec.sample_rate
         try:
-            if self.known is not None:
-                if utterance.id not in self.known:
-                    raise Rejected("not in the pack it was to be like")
+            if self.known is None:
+                ids, wav = read_utterance(utterance, rate, self.inventory, self.phonemize, self.config)
+            elif utterance.id in self.known:
                 split, i = self.known[utterance.id]
-                return split.phonemes(i).tolist(), _load(utterance, self.codec.sample_rate, self.config)  # [S], [1, N]
-            return read_utterance(utterance, self.codec.sample_rate, self.inventory, self.phonemize, self.config)
+                ids, wav = split.phonemes(i).tolist(), _load(utterance, rate, self.config)  # [S], [1, N]
+            else:
+                raise Rejected("not in the pack it was to be like")
         except Rejected as reason:
             return reason
+        return ids, [wav, *(self._version(utterance, wav, version) for version in range(1, n_versions + 1))]
 
-    def _encode(self, utterance: Utterance, ids: list[int], wav: Tensor) -> PackedUtterance:
-        """Codes, and durations if there is an aligner, of an utterance that is fit; or ``Rejected``."""
-        durations = None
+    def _version(self, utterance: Utterance, wav: Tensor, version: int) -> Tensor:
+        """wav [1, N] as a virtual voice, [1, N']; the level is set last, as that of a reference is."""
+        from valle.audio import normalise_loudness
+
+        voice = voice_of(utterance.speaker, utterance.id, version)
+        wav = voice.apply(wav, self.codec.sample_rate, utterance.id)
+        return normalise_loudness(wav, self.codec.sample_rate) if self.config.normalise else wav
+
+    def _encode(self, utterance: Utterance, ids: list[int], wavs: list[Tensor]) -> list[PackedUtterance]:
+        """Codes, and durations if they are known, of each version of an utterance that is fit; or ``Rejected``."""
+        durations = self._durations(utterance, ids, wavs[0])  # [S]
+        packed: list[PackedUtterance] = []
+        for version, wav in enumerate(wavs):
+            with torch.inference_mode():
+                codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu()  # [8, T]
+            lasting = durations
+            if durations is not None and version:
+                lasting = scale_durations(durations, codes.shape[1])
+            elif durations is not None and int(durations.sum()) != codes.shape[1]:
+                assert self.aligner is None, "the aligner and the codec disagree about the frames"
+                raise Rejected("a recording that is not as it was in the pack it was to be like")
+            speaker = -1 if utterance.speaker is None else self.speakers[version_name(utterance.speaker, version)]
+            name = version_name(utterance.id, version)
+            packed.append(PackedUtterance(name, torch.tensor(ids), codes, speaker, lasting))
+        return packed
+
+    def _durations(self, utterance: Utterance, ids: list[int], wav: Tensor) -> Tensor | None:
+        """Frames of each phoneme [S] in the recording, None where nothing tells them; or ``Rejected``."""
         if self.known is not None and self.info.aligned:
             split, i = self.known[utterance.id]
-            durations = split.durations(i)  # [S]
-        if self.aligner is not None:
-            try:
-                alignment = self.aligner.align(wav, ids)
-            except ValleError as error:
-                raise Rejected("text and audio that cannot be aligned") from error
-            least = self.config.min_fit
-            if least is not None and alignment.fit < least:
-                raise Rejected("text that is hardly what is said")
-            durations = alignment.durations  # [S]
-        with torch.inference_mode():
-            codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu()  # [8, T]
-        if durations is not None and int(durations.sum()) != codes.shape[1]:
-            assert self.aligner is None, "the aligner and the codec disagree about the frames"
-            raise Rejected("a recording that is not as it was in the pack it was to be like")
-        speaker = -1 if utterance.speaker is None else self.speakers[utterance.speaker]
-        return PackedUtterance(utterance.id, torch.tensor(ids), codes, speaker, durations)
+            return split.durations(i)
+        if self.aligner is None:
+            return None
+        try:
+            alignment = self.aligner.align(wav, ids)
+        except ValleError as error:
+            raise Rejected("text and audio that cannot be aligned") from error
+        least = self.config.min_fit
+        if least is not None and alignment.fit < least:
+            raise Rejected("text that is hardly what is said")
+        return alignment.durations
 
-    def _key(self, utterances: list[Utterance]) -> str:
+    def _key(self, utterances: list[Utterance], n_versions: int) -> str:
         """What a shard was made from; another key means that it must be made again."""
         digest = hashlib.sha256()
         config = to_dict(self.config)
+        del config["augment"], config["augment_splits"]  # n_versions says it, and only where there are versions
         made_by = [self.codec.fingerprint(), self.inventory.version, config]
         if self.aligner is None:
             del config["min_fit"]  # it decides nothing
@@ -340,10 +384,15 @@ class _ShardMaker:
             made_by.append(self.aligner.fingerprint())
         if self.known is not None:
             made_by.append(f"like {self.info.aligner}")
+        if n_versions:
+            made_by.append(f"virtual voices {n_versions}, recipe {RECIPE}")
         digest.update(json.dumps(made_by).encode())
         for u in utterances:
             number = None if u.speaker is None else self.speakers[u.speaker]
             digest.update(json.dumps([u.id, str(u.path), u.text, u.lang, number]).encode())
+            if n_versions and u.speaker is not None:  # its name draws the voices
+                numbers = [self.speakers[version_name(u.speaker, v)] for v in range(1, n_versions + 1)]
+                digest.update(json.dumps([u.speaker, numbers]).encode())
             if self.known is not None and u.id in self.known:
                 split, i = self.known[u.id]
                 durations = split.durations(i).tolist() if self.info.aligned else []
@@ -362,6 +411,32 @@ def _parts(utterances: list[Utterance], hours: float) -> list[list[Utterance]]:
         parts[-1].append(utterance)
         filled += utterance.seconds
     return parts
+
+
+def _speakers(utterances: list[Utterance], config: PrepareConfig) -> tuple[str, ...]:
+    """Names of the speakers, then of their virtual ones: the numbers of the real ones do not depend on those."""
+    real = {u.speaker for u in utterances if u.speaker is not None}
+    virtual = {
+        version_name(u.speaker, version)
+        for u in utterances
+        if u.speaker is not None
+        for version in range(1, config.n_versions(u.split) + 1)
+    }
+    return (*sorted(real), *sorted(virtual))
+
+
+def _check_names(utterances: list[Utterance]) -> None:
+    """
+    Raises:
+        ValleError: a name that a version of another could have.
+    """
+    for u in utterances:
+        for what, name in (("id", u.id), ("speaker", u.speaker or "")):
+            if "~" in name:
+                raise ValleError(
+                    f"the {what} {name!r} has a ~, by which versions of virtual voices are named; "
+                    "rename it or leave out --augment"
+                )
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -427,6 +502,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="F",
         help="with --aligner: leave out texts that fit worse, such as -4 (none)",
     )
+    parser.add_argument(
+        "--augment",
+        type=int,
+        default=PrepareConfig.augment,
+        metavar="N",
+        help="add N versions of each utterance of the split train, as spoken by virtual voices (0)",
+    )
     parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args(argv)
@@ -434,6 +516,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValleError("--min-fit is given without --aligner, which tells how well a text fits; give both")
     if args.like and args.aligner:
         raise ValleError("both --aligner and --like are given; durations come from one of them: leave one out")
+    splits = args.splits.split(",")
+    if args.augment and not any(split in PrepareConfig.augment_splits for split in splits):
+        raise ValleError("--augment adds to the split train, which is not among --splits; leave out one of the two")
     from valle.codec.base import load_codec
 
     config = PrepareConfig(
@@ -441,8 +526,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_seconds=args.max_seconds,
         compact=args.compact,
         min_fit=args.min_fit,
+        augment=args.augment,
     )
-    splits = args.splits.split(",")
     codec = load_codec(args.codec)
     aligner = None
     if args.aligner:
