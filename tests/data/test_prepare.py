@@ -234,6 +234,23 @@ def test_a_pack_like_another_has_new_codes_and_the_old_durations(corpus, tmp_pat
         FakeCodec.frame_rate = rate
 
 
+def test_what_another_pack_does_not_hold_is_aligned(corpus, tmp_path):
+    """A part recalled and a part made anew are the same as all made anew."""
+    build(corpus, tmp_path / "part", FakeCodec(), aligner=FakeAligner(), min_fit=-90.0)
+    build(corpus, tmp_path / "all", FakeCodec(), aligner=FakeAligner())
+    options = {"config": PrepareConfig(max_seconds=3.0), "inventory": INVENTORY, "like": Pack(tmp_path / "part")}
+    build_pack([corpus], FakeCodec(), tmp_path / "both", phonemize=phonemize, aligner=FakeAligner(), **options)
+    part, whole, both = (Pack(tmp_path / name).split("train") for name in ("part", "all", "both"))
+    assert len(part) < len(whole)
+    assert whole.ids == both.ids
+    for i in range(len(whole)):
+        assert torch.equal(whole.codes(i), both.codes(i))
+        assert torch.equal(whole.phonemes(i), both.phonemes(i))
+        assert torch.equal(whole.durations(i), both.durations(i))
+    with pytest.raises(ValleError, match="another aligner's"):
+        build_pack([corpus], FakeCodec(), tmp_path / "x", aligner=FakeAligner(name="two"), **options)
+
+
 def names(split, info):
     return [None if s < 0 else info.speakers[s] for s in split.speakers.tolist()]
 

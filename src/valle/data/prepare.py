@@ -191,7 +191,8 @@ def build_pack(
         device: where the codec runs.
         aligner: tells how long each phoneme lasts; without one the pack holds no durations.
         like: a pack of the same recordings by another codec, whose phonemes and durations are taken over: only the
-            codes are made anew, in a third of the time. In place of ``aligner``.
+            codes are made anew, in a third of the time. What it does not hold is left out, or with ``aligner``, which
+            must be the pack's, prepared as any other.
 
     Raises:
         ValleError: a manifest is wrong, the aligner is for another inventory or frame rate, no utterance of a split is
@@ -206,7 +207,11 @@ def build_pack(
     if aligner is not None:
         _check_fit(aligner, inventory, codec)
     if like is not None:
-        assert aligner is None, "the durations come from the pack or from an aligner, not from both"
+        if aligner is not None and like.info.aligner != aligner.fingerprint():
+            raise ValleError(
+                f"the durations in the pack {like.folder} are another aligner's; give --aligner the one that it was "
+                "made with, or leave --like out"
+            )
         if like.folder.resolve() == out.resolve():
             raise ValleError(f"{out} cannot be made like itself; give another folder with --out")
         like.require(inventory_version=inventory.version)
@@ -283,6 +288,10 @@ class _ShardMaker:
         """Take phonemes and durations from these splits instead of making them."""
         self.known = {name: (split, i) for split in splits for i, name in enumerate(split.ids)}
 
+    def _recalls(self, utterance: Utterance) -> bool:
+        """Whether its phonemes and durations are those of another pack."""
+        return self.known is not None and utterance.id in self.known
+
     def make(
         self, path: Path, split: str, utterances: list[Utterance], bar: tqdm[Any]
     ) -> tuple[ShardInfo, list[dict[str, str]]]:
@@ -319,11 +328,11 @@ class _ShardMaker:
         """What can be done before the codec's turn comes, in another thread: phonemes, and the wav of each version."""
         rate = self.codec.sample_rate
         try:
-            if self.known is None:
-                ids, wav = read_utterance(utterance, rate, self.inventory, self.phonemize, self.config)
-            elif utterance.id in self.known:
+            if self.known is not None and utterance.id in self.known:
                 split, i = self.known[utterance.id]
                 ids, wav = split.phonemes(i).tolist(), _load(utterance, rate, self.config)  # [S], [1, N]
+            elif self.known is None or self.aligner is not None:
+                ids, wav = read_utterance(utterance, rate, self.inventory, self.phonemize, self.config)
             else:
                 raise Rejected("not in the pack it was to be like")
         except Rejected as reason:
@@ -349,7 +358,7 @@ class _ShardMaker:
             if durations is not None and version:
                 lasting = scale_durations(durations, codes.shape[1])
             elif durations is not None and int(durations.sum()) != codes.shape[1]:
-                assert self.aligner is None, "the aligner and the codec disagree about the frames"
+                assert self._recalls(utterance), "the aligner and the codec disagree about the frames"
                 raise Rejected("a recording that is not as it was in the pack it was to be like")
             speaker = -1 if utterance.speaker is None else self.speakers[version_name(utterance.speaker, version)]
             name = version_name(utterance.id, version)
@@ -358,9 +367,10 @@ class _ShardMaker:
 
     def _durations(self, utterance: Utterance, ids: list[int], wav: Tensor) -> Tensor | None:
         """Frames of each phoneme [S] in the recording, None where nothing tells them; or ``Rejected``."""
-        if self.known is not None and self.info.aligned:
+        if self._recalls(utterance):
+            assert self.known is not None
             split, i = self.known[utterance.id]
-            return split.durations(i)
+            return split.durations(i) if self.info.aligned else None
         if self.aligner is None:
             return None
         try:
@@ -494,7 +504,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds, metavar="F")
     parser.add_argument("--aligner", metavar="DIR", help="also tell how long each phoneme lasts, by this aligner")
     parser.add_argument(
-        "--like", metavar="PACK", help="take phonemes and durations from a pack of these recordings by another codec"
+        "--like",
+        metavar="PACK",
+        help="take phonemes and durations from a pack of these recordings by another codec; with --aligner, others too",
     )
     parser.add_argument(
         "--min-fit",
@@ -514,8 +526,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.min_fit is not None and not args.aligner:
         raise ValleError("--min-fit is given without --aligner, which tells how well a text fits; give both")
-    if args.like and args.aligner:
-        raise ValleError("both --aligner and --like are given; durations come from one of them: leave one out")
     splits = args.splits.split(",")
     if args.augment and not any(split in PrepareConfig.augment_splits for split in splits):
         raise ValleError("--augment adds to the split train, which is not among --splits; leave out one of the two")
