@@ -25,7 +25,7 @@ FRAMES = [30, 41, 38, 55, 47, 33, 62, 29]
 def config_file(tmp_path: Path, pack: Path, **changes) -> Path:
     """A small run as a TOML file; ``changes`` are keys of the tables run, batches, optimiser, transformer and model."""
     tables = {
-        "model": {"alignment": False},
+        "model": {"alignment": False, "local_layers": 0},
         "transformer": {**SIZE, "dropout": 0.1},
         "batches": {"max_frames": 130, "max_seconds": 1.5, "min_seconds": 0.1, "join_same_speaker": 0.4},
         "optimiser": {"lr": 3e-3, "warmup_steps": 2, "betas": [0.9, 0.95]},
