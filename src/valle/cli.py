@@ -21,6 +21,7 @@ COMMANDS = {
     "asr train-aligner": ("SOURCE --out DIR", "learn when phonemes are spoken"),
     "asr align": ("AUDIO --text T [--aligner DIR]", "when each phoneme is spoken"),
     "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
+    "prepare inspect": ("PACK [--codec DIR]", "look at training data and listen to it"),
     "train": ("ar|nar CONFIG [--resume]", "train a language model"),
     "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),
     "eval": ("...", "measure a model"),
@@ -32,6 +33,7 @@ COMMANDS = {
 _PASSED_ON = {  # commands that read their own arguments
     "asr train-aligner": "valle.asr.train_aligner",
     "prepare": "valle.data.prepare",
+    "prepare inspect": "valle.data.inspect",
     "export": "valle.train.export",
     "eval": "valle.eval.report",
     "codec eval": "valle.eval.codec_table",
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "valle":
             raise
-        extras = "install valle with its extras: pip install 'valle[train,eval]'"
+        extras = "install valle with its extras: pip install 'valle[train,eval,prepare]'"
         print(f"valle: error: this command needs the Python package {error.name}; {extras}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has enough

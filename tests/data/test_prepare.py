@@ -15,7 +15,11 @@ from valle.audio import load, normalise_loudness, trim_silence
 from valle.data.augment import voice_of
 from valle.data.corpus import read_manifest
 from valle.data.pack import Pack
-from valle.data.prepare import PrepareConfig, Rejected, _metadata, ahead, build_pack, main
+from valle.data.prepare import build_pack, main
+from valle.data.quality import QualityConfig
+from valle.data.reading import PrepareConfig, Rejected, ahead
+from valle.data.recognise import Transcript
+from valle.data.shards import metadata_of
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
 
@@ -121,7 +125,8 @@ def build(corpus, out, codec, aligner=None, **config):
 def test_builds_and_says_what_it_left_out(corpus, tmp_path):
     info = build(corpus, tmp_path / "pack", FakeCodec())
     assert info.rejected["train"] == {
-        "unreadable audio": 2,
+        "no such file": 1,
+        "less audio than its header promises": 1,
         "silent audio": 1,
         "shorter than 0.5 s": 1,
         "longer than 3 s": 1,
@@ -251,6 +256,46 @@ def test_what_another_pack_does_not_hold_is_aligned(corpus, tmp_path):
         build_pack([corpus], FakeCodec(), tmp_path / "x", aligner=FakeAligner(name="two"), **options)
 
 
+def test_splits_may_be_taken_as_one(corpus, tmp_path):
+    build(corpus, tmp_path / "apart", FakeCodec())
+    options = {"config": PrepareConfig(max_seconds=3.0), "inventory": INVENTORY, "phonemize": phonemize}
+    info = build_pack([corpus], FakeCodec(), tmp_path / "one", splits=("train+dev",), **options)
+    apart, one = Pack(tmp_path / "apart"), Pack(tmp_path / "one").split("train")
+    assert {s.split for s in info.shards} == {"train"}
+    assert sorted(one.ids) == sorted(apart.split("train").ids + apart.split("dev").ids)
+    with pytest.raises(ValleError, match="'dev' more than once"):
+        build_pack([corpus], FakeCodec(), tmp_path / "x", splits=("train+dev", "dev"), **options)
+
+
+def test_recordings_without_text_are_transcribed(corpus, tmp_path):
+    class Fake:
+        name = "fake"
+
+        def transcribe(self, wav, sample_rate):
+            return Transcript("some words that were heard", confidence=0.5)
+
+    options = {"config": PrepareConfig(max_seconds=3.0), "inventory": INVENTORY, "phonemize": phonemize}
+    info = build_pack([corpus], FakeCodec(), tmp_path / "pack", recogniser=Fake(), **options)
+    assert "no text" not in info.rejected["train"]
+    plain = build(corpus, tmp_path / "plain", FakeCodec())
+    new = set(Pack(tmp_path / "pack").split("train").ids) - set(Pack(tmp_path / "plain").split("train").ids)
+    assert len(new) == plain.rejected["train"]["no text"]
+    split = Pack(tmp_path / "pack").split("train")
+    assert INVENTORY.decode(split.phonemes(split.ids.index(new.pop())).tolist()) == list("some words that were heard")
+    assert (tmp_path / "pack" / "transcripts.jsonl").is_file()
+    unsure = build_pack([corpus], FakeCodec(), tmp_path / "x", recogniser=Fake(), min_confidence=0.6, **options)
+    assert unsure.rejected["train"]["no text"] == plain.rejected["train"]["no text"]
+
+
+def test_bad_quality_is_left_out_if_asked(corpus, tmp_path):
+    clipped = np.random.default_rng(0).normal(0, 0.2, 24000).clip(-0.2, 0.2)
+    soundfile.write(corpus / "good3.wav", clipped, 24000)
+    kept = build(corpus, tmp_path / "all", FakeCodec())
+    judged = build(corpus, tmp_path / "good", FakeCodec(), quality=QualityConfig(min_snr_db=None))  # all is noise here
+    assert "clipped" not in kept.rejected["train"]
+    assert judged.rejected["train"]["clipped"] == 1
+
+
 def names(split, info):
     return [None if s < 0 else info.speakers[s] for s in split.speakers.tolist()]
 
@@ -327,7 +372,7 @@ def test_shards_are_kept_or_made_anew_by_what_augments_them(corpus, tmp_path):
         return codec.encoded - before
 
     def keys():
-        return {path.name: _metadata(path)["key"] for path in out.glob("*.safetensors")}
+        return {path.name: metadata_of(path)["key"] for path in out.glob("*.safetensors")}
 
     assert made() == 5 + 1
     plain = keys()
@@ -349,7 +394,8 @@ def test_shards_are_kept_or_made_anew_by_what_augments_them(corpus, tmp_path):
 def keys_without_virtual_voices(corpus, split):
     """As packs from before there were any have them."""
     config = dataclasses.asdict(PrepareConfig(max_seconds=3.0))
-    del config["augment"], config["augment_splits"], config["min_fit"]
+    for name in ("augment", "augment_splits", "min_fit", "probe", "quality"):
+        del config[name]
     digest = hashlib.sha256(json.dumps(["fake", "test", config]).encode())
     for u in read_manifest(corpus, [split]):
         number = None if u.speaker is None else int(u.speaker[1])

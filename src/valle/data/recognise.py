@@ -1,0 +1,475 @@
+"""Recognisers: recordings to texts, with the times of the words and how sure each is (paper §4.1).
+
+The paper transcribes LibriLight with a hybrid DNN-HMM recogniser that was trained on LibriSpeech. Vosk's models are of
+that kind, Whisper is not; both stand behind one protocol, and what either has understood is kept in a file, one
+recording a line, so that a run that was stopped goes on where it was.
+
+``python -m valle.data.recognise SOURCE --recogniser vosk:FOLDER`` measures a recogniser on recordings whose text is
+known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle.data.corpus import Utterance, load_wav
+from valle.data.sources import need
+from valle.errors import ValleError
+
+SAMPLE_RATE = 16000
+"""Samples a second that the recognisers here have learned from."""
+
+_log = logging.getLogger(__name__)
+
+
+class Word(NamedTuple):
+    """A word that was understood."""
+
+    word: str
+    """As the recogniser writes it."""
+    start_s: float
+    """Where it begins in the recording."""
+    end_s: float
+    """Where it ends."""
+    confidence: float
+    """How sure the recogniser is, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a recogniser has understood."""
+
+    text: str
+    """The words as the recogniser writes them; empty when nothing was understood."""
+    words: tuple[Word, ...] = ()
+    """The same with their times, in their order."""
+    confidence: float = 0.0
+    """The mean of the words' confidences, 0 to 1; 0 without words."""
+
+
+class Recogniser(Protocol):
+    """Speech to text."""
+
+    @property
+    def name(self) -> str:
+        """Which recogniser it is; transcripts are kept under it."""
+
+    def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
+        """wav [N] in [-1, 1], mono -> what is said. May be called from several threads."""
+
+
+class VoskRecogniser:
+    """A Kaldi model by Vosk: a hybrid DNN-HMM with a trigram, which writes lower-case words without punctuation."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Raises:
+            ValleError: the package is missing, or the folder holds no model.
+        """
+        folder = Path(folder)
+        if not any((folder / file).is_file() for file in ("am/final.mdl", "final.mdl")):
+            raise ValleError(
+                f"{folder} holds no Vosk model (no am/final.mdl); give vosk:FOLDER with an unpacked one, such as "
+                "vosk-model-small-en-us-0.15"
+            )
+        vosk = need("vosk", f"the recogniser vosk:{folder}", "recognise")
+        vosk.SetLogLevel(-1)
+        try:
+            self._model = vosk.Model(str(folder))
+        except Exception as error:  # Vosk raises nothing narrower
+            raise ValleError(f"the Vosk model {folder} cannot be loaded: {error}; unpack it again") from error
+        self._vosk = vosk
+        self.name = f"vosk:{folder.resolve().name}"
+
+    def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
+        wav = _resample(wav, sample_rate)  # [N]
+        samples = (np.clip(wav, -1, 1) * 32767).astype("<i2")
+        recogniser = self._vosk.KaldiRecognizer(self._model, float(SAMPLE_RATE))
+        recogniser.SetWords(True)
+        heard: list[dict[str, Any]] = []
+        for start in range(0, len(samples), _PIECE):
+            if recogniser.AcceptWaveform(samples[start : start + _PIECE].tobytes()):  # a pause: it has begun anew
+                heard += json.loads(recogniser.Result()).get("result", [])
+        heard += json.loads(recogniser.FinalResult()).get("result", [])
+        return _transcript([Word(w["word"], w["start"], w["end"], w["conf"]) for w in heard])
+
+
+_PIECE = 20 * SAMPLE_RATE
+"""Samples given to Vosk at once. It looks for a pause to end a sentence at only after each, which keeps a usual
+recording whole and a chapter's memory bounded."""
+
+
+class WhisperRecogniser:
+    """Whisper by faster-whisper, with the times of words, at temperature 0 and without fallback: nothing is random.
+
+    ``valle.eval.wer`` has its own for judging, which is kept as it is so that tables can be compared.
+    """
+
+    def __init__(self, model: str, *, lang: str = "en", beam_size: int = 5, threads: int = 1) -> None:
+        """
+        Args:
+            model: folder of a CTranslate2 model, or a name such as "base" that faster-whisper downloads.
+            lang: language of the recordings.
+            beam_size: hypotheses kept; 1 is greedy.
+            threads: of the processor; 0 leaves it to the library.
+
+        Raises:
+            ValleError: the package is missing, or neither a folder with a model nor a known name is given.
+        """
+        whisper = need("faster_whisper", f"the recogniser whisper:{model}", "recognise")
+        is_folder = (Path(model) / "model.bin").is_file()
+        if not is_folder and model not in whisper.available_models():
+            raise ValleError(
+                f"whisper:{model} names no Whisper model: there is no {Path(model) / 'model.bin'}, and faster-whisper "
+                f"knows only {', '.join(whisper.available_models())}"
+            )
+        try:
+            self._model = whisper.WhisperModel(model, device="cpu", compute_type="int8", cpu_threads=threads)
+        except Exception as error:  # damaged files or no network: the library raises what it meets
+            raise ValleError(f"the Whisper model {model} cannot be loaded: {error}") from error
+        self._lang, self._beam_size = lang, beam_size
+        self.name = f"whisper:{Path(model).resolve().name if is_folder else model}"
+
+    def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
+        segments, _ = self._model.transcribe(
+            _resample(wav, sample_rate),
+            language=self._lang,
+            beam_size=self._beam_size,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            word_timestamps=True,
+        )
+        segments = list(segments)
+        words = [word for segment in segments for word in segment.words or ()]
+        return _transcript(
+            [Word(w.word.strip(), float(w.start), float(w.end), float(w.probability)) for w in words],
+            " ".join(" ".join(segment.text for segment in segments).split()),
+        )
+
+
+def load_recogniser(spec: str, *, threads: int = 1) -> Recogniser:
+    """The recogniser ``vosk:FOLDER``, ``whisper:NAME`` or ``whisper:FOLDER``.
+
+    Args:
+        spec: which.
+        threads: of the processor, for those that can be told.
+
+    Raises:
+        ValleError: an unknown kind, a missing package, or no model there.
+    """
+    kind, colon, where = spec.partition(":")
+    if not colon or not where or kind not in ("vosk", "whisper", "valle"):
+        raise ValleError(
+            f"the recogniser {spec!r} is none that is known; give vosk:FOLDER, or whisper:NAME (such as whisper:base) "
+            "or whisper:FOLDER"
+        )
+    if kind == "valle":
+        raise ValleError(
+            f"{spec} names a recogniser of this project, which has none yet: it can align a text that is known "
+            "(`valle asr align`), but not find it; give vosk:FOLDER or whisper:NAME"
+        )
+    if kind == "vosk":
+        return VoskRecogniser(where)
+    return WhisperRecogniser(where, threads=threads)
+
+
+class TranscriptCache:
+    """Transcripts on disk: one JSON object a line, found by recogniser, id and size of the recording's file.
+
+    A line is appended at once and whole; one that was torn by a crash is ignored and its recording transcribed again.
+    Only the places of the lines are held in memory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """
+        Raises:
+            ValleError: the file cannot be read or written.
+        """
+        self.path = Path(path)
+        self._places: dict[tuple[str, str, int], int] = {}
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise ValleError(
+                f"the transcripts {self.path} cannot be kept: {error.strerror or error}; give a file in a folder that "
+                "exists and can be written"
+            ) from error
+        place, line = 0, b"\n"
+        with self.path.open("rb") as file:
+            for line in file:
+                key = _line_key(line)
+                if key is not None:
+                    self._places[key] = place
+                place += len(line)
+        if not line.endswith(b"\n"):
+            os.write(self._file, b"\n")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, recogniser: str, utterance: Utterance) -> Transcript | None:
+        """What was kept of this recording."""
+        place = self._places.get((recogniser, utterance.id, _size(utterance)))
+        if place is None:
+            return None
+        with self.path.open("rb") as file:
+            file.seek(place)
+            record = json.loads(file.readline())
+        return Transcript(record["text"], tuple(Word(*word) for word in record["words"]), record["confidence"])
+
+    def put(self, recogniser: str, utterance: Utterance, transcript: Transcript) -> None:
+        """Keep."""
+        size = _size(utterance)
+        record = {"id": utterance.id, "recogniser": recogniser, "bytes": size, **asdict(transcript)}
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        if os.write(self._file, line) != len(line):
+            raise ValleError(f"the transcripts {self.path} cannot be kept: the disk is full; free some of it")
+        self._places[recogniser, utterance.id, size] = os.lseek(self._file, 0, os.SEEK_CUR) - len(line)
+
+    def close(self) -> None:
+        """Free the file."""
+        os.close(self._file)
+
+
+def transcribe_all(
+    utterances: Iterable[Utterance], recogniser: Recogniser, cache: str | Path | None, *, threads: int = 1
+) -> Iterator[tuple[Utterance, Transcript | None]]:
+    """Every utterance with what is said in it, in their order; None where the recording cannot be read.
+
+    Args:
+        utterances: with or without text, which is not looked at.
+        recogniser: transcribes those that the cache does not have.
+        cache: the file of ``TranscriptCache``; None keeps nothing.
+        threads: recordings at a time.
+
+    Raises:
+        ValleError: the cache cannot be read or written.
+    """
+    from valle.data.reading import ahead
+
+    kept = None if cache is None else TranscriptCache(cache)
+
+    def work(utterance: Utterance) -> tuple[Utterance, Transcript | None, bool]:
+        known = None if kept is None else kept.get(recogniser.name, utterance)
+        if known is not None:
+            return utterance, known, False
+        try:
+            wav = load_wav(utterance, SAMPLE_RATE)[0].numpy()  # [N]
+        except ValleError as error:
+            _log.warning("%s is left out: %s", utterance.id, error)
+            return utterance, None, False
+        return utterance, recogniser.transcribe(wav, SAMPLE_RATE), True
+
+    try:
+        for utterance, transcript, is_new in ahead(work, utterances, n_threads=threads, depth=2 * threads):
+            if kept is not None and transcript is not None and is_new:
+                kept.put(recogniser.name, utterance, transcript)
+            yield utterance, transcript
+    finally:
+        if kept is not None:
+            kept.close()
+
+
+def fill_texts(
+    utterances: Iterable[Utterance],
+    recogniser: Recogniser,
+    cache: str | Path | None,
+    *,
+    min_confidence: float = 0.0,
+    threads: int = 1,
+) -> Iterator[Utterance]:
+    """The utterances, each without text given the one that is understood, in their order; those that have a text keep
+    it, and those that are understood with less than ``min_confidence`` stay without.
+
+    Raises:
+        ValleError: the cache cannot be read or written.
+    """
+    given = list(utterances)
+    bare = [u for u in given if not (u.text or "").strip()]
+    heard = transcribe_all(bare, recogniser, cache, threads=threads)
+    for utterance in given:
+        if (utterance.text or "").strip():
+            yield utterance
+            continue
+        _, transcript = next(heard)
+        if transcript is None or not transcript.text or transcript.confidence < min_confidence:
+            yield utterance
+        else:
+            yield replace(utterance, text=transcript.text)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A recogniser that counts what it does."""
+
+    recogniser: Recogniser
+    seconds: list[tuple[float, float, float]]
+    """Of each recording: its length, the processor's time, and the time that has passed."""
+
+    @property
+    def name(self) -> str:
+        return self.recogniser.name
+
+    def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
+        cpu, wall = time.process_time(), time.perf_counter()
+        transcript = self.recogniser.transcribe(wav, sample_rate)
+        spent = (time.process_time() - cpu, time.perf_counter() - wall)
+        self.seconds.append((len(wav) / sample_rate, *spent))
+        return transcript
+
+
+def measure(
+    utterances: Sequence[Utterance], recogniser: Recogniser, cache: str | Path | None = None
+) -> tuple[dict[str, Any], str]:
+    """Word error rate by data set and in all with 95 % intervals, and speed, as a dict and as Markdown.
+
+    Both texts pass through Whisper's normaliser (``valle.eval.wer``). The real-time factor is the processor's time per
+    second of recording, of those that were not in the cache.
+
+    Raises:
+        ValleError: no utterance has a text, or the cache cannot be read or written.
+    """
+    from valle.eval.wer import WordErrors, error_rate, word_errors
+
+    spoken = [u for u in utterances if (u.text or "").strip()]
+    if not spoken:
+        raise ValleError("none of the recordings has a text to compare with; give a source whose texts are known")
+    timed = _Timed(recogniser, [])
+    counts: dict[str, list[WordErrors]] = {}
+    confidences: dict[str, list[float]] = {}
+    n_unreadable = 0
+    for utterance, transcript in transcribe_all(spoken, timed, cache):
+        if transcript is None:
+            n_unreadable += 1
+            continue
+        counts.setdefault(utterance.dataset, []).append(word_errors(utterance.text or "", transcript.text))
+        confidences.setdefault(utterance.dataset, []).append(transcript.confidence)
+    audio_s, cpu_s, wall_s = (sum(column) for column in zip(*timed.seconds, strict=True)) if timed.seconds else (0,) * 3
+    table = [
+        "| data set | utterances | words | WER, % | 95 % interval | substituted | left out | put in | confidence |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    results: dict[str, Any] = {}
+    for name in [*sorted(counts), "all"]:
+        errors = [e for c in counts.values() for e in c] if name == "all" else counts[name]
+        sure = [s for c in confidences.values() for s in c] if name == "all" else confidences[name]
+        rate = error_rate(errors)
+        if rate is None:
+            continue
+        kinds = [sum(getattr(e, kind) for e in errors) for kind in ("substitutions", "deletions", "insertions")]
+        n_words, confidence = sum(e.words for e in errors), sum(sure) / len(sure)
+        results[name] = {**asdict(rate), "words": n_words, "errors": kinds, "confidence": confidence}
+        table.append(
+            f"| {name} | {rate.n} | {n_words} | {100 * rate.mean:.1f} | {100 * rate.low:.1f} to {100 * rate.high:.1f} "
+            f"| {kinds[0]} | {kinds[1]} | {kinds[2]} | {confidence:.2f} |"
+        )
+    speed = "all of it from the cache"
+    if audio_s:
+        results["real_time_factor"] = cpu_s / audio_s
+        speed = (
+            f"real-time factor {cpu_s / audio_s:.3f} of processor time ({wall_s / audio_s:.3f} of passed time) over "
+            f"{audio_s:.0f} s of recordings"
+        )
+    unread = f" {n_unreadable} recordings could not be read." if n_unreadable else ""
+    lines = [f"# Recogniser {recogniser.name}", "", *table, "", f"Speed: {speed}.{unread}", ""]
+    return results, "\n".join(lines)
+
+
+def pick(utterances: Iterable[Utterance], n: int) -> list[Utterance]:
+    """``n`` of the utterances, drawn by the hashes of their ids: the same on every machine, from every data set."""
+    return sorted(utterances, key=lambda u: hashlib.sha256(u.id.encode()).hexdigest())[:n]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code.
+
+    Raises:
+        ValleError: what the user got wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m valle.data.recognise", description="Measure a recogniser on recordings whose text is known."
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a list, or KIND:PATH (see valle.data.sources)")
+    parser.add_argument("--recogniser", required=True, metavar="R", help="vosk:FOLDER, whisper:NAME or whisper:FOLDER")
+    parser.add_argument("--split", default="test", help="which recordings (test)")
+    parser.add_argument("--max", type=int, metavar="N", help="only N of them, always the same")
+    parser.add_argument("--cache", metavar="FILE", help="keep the transcripts there, and go on from it")
+    parser.add_argument("--out", metavar="FILE", help="also write the table there")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (1)")
+    args = parser.parse_args(argv)
+    from valle.data.sources import read_source
+    from valle.files import check_writable, write_atomic
+
+    if args.out:
+        check_writable(args.out)
+    recogniser = load_recogniser(args.recogniser, threads=args.threads)
+    utterances = [u for u in read_source(args.source) if u.split == args.split and u.text]
+    if not utterances:
+        raise ValleError(
+            f"{args.source} has no recording with a text in the split {args.split!r}; give another --split"
+        )
+    _, table = measure(pick(utterances, args.max or len(utterances)), recogniser, args.cache)
+    if args.out:
+        write_atomic(args.out, table.encode())
+    sys.stdout.write(table)
+    return 0
+
+
+def _transcript(words: Sequence[Word], text: str | None = None) -> Transcript:
+    words = [w._replace(start_s=round(w.start_s, 3), end_s=round(w.end_s, 3)) for w in words if w.word]
+    words = [w._replace(confidence=round(min(max(w.confidence, 0.0), 1.0), 4)) for w in words]
+    confidence = sum(w.confidence for w in words) / len(words) if words else 0.0
+    return Transcript(" ".join(w.word for w in words) if text is None else text, tuple(words), round(confidence, 4))
+
+
+def _resample(wav: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """wav [N] at ``SAMPLE_RATE``."""
+    assert wav.ndim == 1, f"wav must be [N], not {list(wav.shape)}"
+    if sample_rate != SAMPLE_RATE:
+        import soxr
+
+        wav = soxr.resample(wav, sample_rate, SAMPLE_RATE)
+    return np.ascontiguousarray(wav, np.float32)
+
+
+def _line_key(line: bytes) -> tuple[str, str, int] | None:
+    """What a line of the cache is found by; None for one that is torn."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if (
+        not isinstance(record, dict)
+        or not {"recogniser", "id", "bytes", "text", "words", "confidence"} <= record.keys()
+    ):
+        return None
+    return record["recogniser"], record["id"], record["bytes"]
+
+
+def _size(utterance: Utterance) -> int:
+    """Bytes of the recording's file: another size is another recording."""
+    try:
+        return utterance.path.stat().st_size
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValleError as mistake:
+        sys.stderr.write(f"valle: error: {mistake}\n")
+        sys.exit(2)
