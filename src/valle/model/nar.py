@@ -31,6 +31,7 @@ from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.model.alignment import PhonemeContext, frame_index, look_up
 from valle.model.frame_layers import FrameHead, LocalContext
+from valle.model.retrieval import cheapest_path, frame_distances
 from valle.model.transformer import (
     IGNORE_INDEX,
     Embedding,
@@ -81,17 +82,20 @@ class NARConfig:
     error of a sum teaches more than whether each of seven codes was hit."""
     vector_weight: float = 1.0
     """Weight of that error, a share of what there is to be foretold, in the training loss."""
-    complete_by: Literal["codes", "vectors"] = "codes"
+    complete_by: Literal["codes", "vectors", "prompt"] = "codes"
     """How a model with ``codebook_dim`` speaks: by the likeliest code of each stage, or by the codes that the codec's
-    quantiser finds for the vector foretold."""
+    quantiser finds for the vector foretold; "prompt" first adds to it what the model misses at a similar frame of the
+    prompt (``valle.model.retrieval``)."""
 
     def __post_init__(self) -> None:
         if self.codebook_dim < 0 or self.local_layers < 0 or self.vector_weight < 0:
             raise ValleError("codebook_dim, local_layers and vector_weight must be at least 0")
         if self.codebook_dim and not self.one_pass:
             raise ValleError("codebook_dim is for a NAR with one_pass = true; leave it 0 or set one_pass")
-        if self.complete_by == "vectors" and not self.codebook_dim:
-            raise ValleError('complete_by = "vectors" needs codebook_dim, the width of the codec\'s vectors')
+        if self.complete_by != "codes" and not self.codebook_dim:
+            raise ValleError(
+                f'complete_by = "{self.complete_by}" needs codebook_dim, the width of the codec\'s vectors'
+            )
         if self.n_phonemes < 1 or self.codebook_size < 1:
             raise ValleError(f"n_phonemes {self.n_phonemes} and codebook_size {self.codebook_size} must be at least 1")
         if self.n_quantizers < 2:
@@ -261,6 +265,32 @@ class NAR(nn.Module):
             codes.append(ids)
         return torch.stack(codes, dim=1)
 
+    def _missed(self, vectors: Tensor, batch: NARBatch) -> Tensor:
+        """What was foretold too little at the prompt's frames most like those of the target; as ``vectors`` [B, T, d].
+
+        For that the prompt's own codebooks 2 to 8 are foretold from its codebook 1.
+        """
+        prompt, lens = batch.prompt_codes, batch.prompt_lens
+        is_prompt = padding_mask(lens, prompt.shape[2])
+        index = batch.prompt_index
+        again = batch._replace(codes=prompt[:, :1], code_lens=lens, in_loss=is_prompt, index=index)
+        foretold = self._vectors(self._transform(self._read(again), again.codes, 2))  # [B, T', d]
+        missed = self._look_up(prompt[:, 1:], self.codebooks[1:]) - foretold  # [B, T', d]
+        firsts = [self._look_up(codes[:, :1], self.codebooks[:1]) for codes in (batch.codes, prompt)]
+        found = torch.zeros_like(vectors)
+        for i, (n, m) in enumerate(zip(batch.code_lens.tolist(), lens.tolist(), strict=True)):
+            if not n or not m:
+                continue
+            phonemes: list[Tensor | None] = [None, None]
+            if batch.index is not None and index is not None:
+                padded = F.pad(batch.phonemes[i], (0, 1), value=-1)  # past the end is no phoneme
+                phonemes = [padded[batch.index[i, :n]], padded[index[i, :m]]]
+            distances = frame_distances(
+                firsts[0][i, :n], vectors[i, :n], phonemes[0], firsts[1][i, :m], foretold[i, :m], phonemes[1]
+            )
+            found[i, :n] = missed[i, cheapest_path(distances)]
+        return found
+
     def _read(self, batch: NARBatch) -> _Known:
         """Phonemes and prompt, and what the target is told besides its codes."""
         n_quantizers = batch.prompt_codes.shape[1]
@@ -367,8 +397,14 @@ class NAR(nn.Module):
             NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
         )
         h = self._transform(known, codes, 2) if self.config.one_pass else None
-        if h is not None and self.config.complete_by == "vectors":
-            codes = torch.cat([codes, self._quantise(self._vectors(h))], dim=1)  # [B, K, T]
+        if h is not None and self.config.complete_by != "codes":
+            vectors = self._vectors(h)  # [B, T, d]
+            if self.config.complete_by == "prompt" and prompt.shape[2]:
+                batch = NARBatch(
+                    phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index
+                )
+                vectors = vectors + self._missed(vectors, batch)
+            codes = torch.cat([codes, self._quantise(vectors)], dim=1)  # [B, K, T]
             return codes.masked_fill(~is_target.unsqueeze(1), 0)
         for stage in self.stages:
             logits = self._predict(known, codes, stage) if h is None else self._logits(h, codes, stage)

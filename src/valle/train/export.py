@@ -43,7 +43,7 @@ def export(
     aligner_folder: str | Path | None = None,
     sampling: SamplingConfig | None = None,
     nar_temperature: float = 0.0,
-    complete_by: Literal["codes", "vectors"] | None = None,
+    complete_by: Literal["codes", "vectors", "prompt"] | None = None,
 ) -> Path:
     """Assemble a model folder.
 
@@ -146,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of its sampling, unless the caller says (1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="likewise (1)")
     parser.add_argument("--nar-temperature", type=float, default=0.0, help="likewise, of codebooks 2 to 8 (0)")
-    parser.add_argument("--complete-by", choices=("codes", "vectors"), help="how a NAR with codebook_dim speaks")
+    parser.add_argument(
+        "--complete-by", choices=("codes", "vectors", "prompt"), help="how a NAR with codebook_dim speaks"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

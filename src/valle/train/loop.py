@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from valle.config import to_dict
-from valle.data.batches import BatchSampler, Example, collate
+from valle.config import from_dict, to_dict
+from valle.data.batches import BatchConfig, BatchSampler, Example, collate
 from valle.data.pack import PHONEMES_FILE, Pack
 from valle.device import choose_device, choose_precision
 from valle.errors import ValleError
@@ -134,7 +134,9 @@ class Trainer:
         if resume:
             checkpoint = load_checkpoint(self.out / "checkpoints")
             before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-            _require_same({**before, "model": self.task.complete(before["model"])}, identity, self.out)
+            batches = to_dict(from_dict(BatchConfig, before["batches"]))  # newer options at their defaults
+            before = {**before, "model": self.task.complete(before["model"]), "batches": batches}
+            _require_same(before, identity, self.out)
             self._restore(checkpoint.tensors, checkpoint.state)
         elif latest_checkpoint(self.out / "checkpoints") is not None:
             raise ValleError(
