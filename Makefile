@@ -13,6 +13,7 @@ help:
 	@echo 'make test       the tests (a few minutes); make test-all adds the slow ones'
 	@echo 'make check      what the tests do not see: ruff, mypy --strict'
 	@echo 'make eval-codec, make eval-speech SPEAKER=...   how good it is (docs/evaluation.md); make bench   how fast'
+	@echo 'make prepare-kill, make prepare-speed   preparing with many workers: killed at random, and how fast (docs/data.md)'
 
 # One stamp a set of packages: instant while pyproject.toml is unchanged.
 $(VENV)/.installed: pyproject.toml
@@ -65,6 +66,19 @@ eval-codec: $(VENV)/.installed-eval
 
 eval-speech: $(VENV)/.installed-eval
 	$(BIN)/valle eval speech $(if $(MODEL),--model $(MODEL)) $(JUDGES) $(ARGS)
+
+# Long checks of preparing (docs/data.md, many workers). CORPUS: a folder with a manifest; ARGS="--n 40" for a rehearsal.
+CORPUS   ?= ../shared/speech
+WORKERS  ?= 2
+
+$(VENV)/.installed-cluster: $(VENV)/.installed
+	@echo "installing what many workers need"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[cluster]'
+	@touch $@
+
+.PHONY: prepare-kill prepare-speed
+prepare-kill prepare-speed: prepare-%: $(VENV)/.installed-cluster
+	$(BIN)/python tests/long/prepare.py $* --corpus $(CORPUS) --codec $(CODEC) --workers $(WORKERS) $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/valle bench $(ARGS)

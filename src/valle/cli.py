@@ -22,6 +22,8 @@ COMMANDS = {
     "asr align": ("AUDIO --text T [--aligner DIR]", "when each phoneme is spoken"),
     "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
     "prepare inspect": ("PACK [--codec DIR]", "look at training data and listen to it"),
+    "prepare to-shar": ("PACK --out DIR [--texts FILE]", "training data for lhotse"),
+    "prepare from-shar": ("DIR --out PACK", "training data from lhotse's form again"),
     "train": ("ar|nar CONFIG [--resume]", "train a language model"),
     "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),
     "eval": ("...", "measure a model"),
@@ -34,6 +36,8 @@ _PASSED_ON = {  # commands that read their own arguments
     "asr train-aligner": "valle.asr.train_aligner",
     "prepare": "valle.data.prepare",
     "prepare inspect": "valle.data.inspect",
+    "prepare to-shar": "valle.data.shar",
+    "prepare from-shar": "valle.data.shar",
     "export": "valle.train.export",
     "eval": "valle.eval.report",
     "codec eval": "valle.eval.codec_table",
@@ -92,6 +96,8 @@ def _run(args: list[str]) -> int:
         hint = f"did you mean `valle {near[0]}`?" if near else "`valle --help` lists them"
         raise ValleError(f"there is no command `valle {given}`; {hint}")
     rest = args[len(name.split()) :]
+    if name in ("prepare to-shar", "prepare from-shar"):  # one module for both
+        rest.insert(0, name.split()[1].removesuffix("-shar"))
     if name in _PASSED_ON:
         from importlib import import_module
 

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
-from valle.data.pack import INFO_FILE, Pack, pack_bits, unpack_bits
+from valle.data.pack import INFO_FILE, Pack, PackedUtterance, pack_bits, unpack_bits, write_shard
 from valle.errors import ValleError
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 2**31))
 def test_ten_bits_hold_every_code(n_frames, seed):
     codes = torch.randint(1024, (8, n_frames), generator=torch.Generator().manual_seed(seed)).to(torch.int16)
@@ -81,3 +83,19 @@ def test_durations_are_kept_and_missed(make_pack):
     assert Pack(old).info.aligned is False
     with pytest.raises(ValleError, match="--aligner"):
         Pack(old).split("train").durations(0)
+
+
+def test_the_same_utterances_are_the_same_bytes(make_pack, tmp_path):
+    """Whatever the order in which the library writes metadata down, and with any characters in them."""
+    info = Pack(make_pack({"train": [3]})).info
+    metadata = {"rejected": '[{"id": "ü\\u0001"}]', "key": "k", "n_frames": "3", "a": "日本"}
+    utterance = PackedUtterance("é", torch.tensor([1, 2]), torch.arange(24).view(8, 3))
+    written = set()
+    for i in range(6):
+        path = tmp_path / f"{i}.safetensors"
+        write_shard(path, [utterance], info, metadata=dict(sorted(metadata.items(), reverse=bool(i % 2))))
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"ids": json.dumps(["é"]), **metadata}
+        assert torch.equal(file.get_tensor("codes"), torch.arange(24).view(8, 3).short())

@@ -246,8 +246,8 @@ def test_validation_tells_every_stage(tmp_path, make_pack):
 
 def test_one_pass_is_validated_as_it_learns(tmp_path, make_pack):
     pack = make_pack({"train": FRAMES, "dev": [40, 50]})
-    path = config_file(tmp_path, pack, max_steps=1)
-    path.write_text(path.read_text().replace("[nar.model]", "[nar.model]\none_pass = true\nlocal_layers = 1"))
+    path = config_file(tmp_path, pack, max_steps=1, local_layers=1)
+    path.write_text(path.read_text().replace("[nar.model]", "[nar.model]\none_pass = true"))
     values = log(train("nar", path))[-1]
     mean = sum(values[f"dev/loss_{stage}"] for stage in range(2, 9)) / 7
     assert values["dev/loss"] == pytest.approx(mean, rel=1e-4)
@@ -289,6 +289,7 @@ def test_a_run_of_an_older_program_goes_on(tmp_path, make_pack):
     kept = json.loads((run / "config.json").read_text())
     for name in ("alignment", "prompt_summary", "stage_weights"):
         del kept["identity"]["model"][name]
+    del kept["identity"]["batches"]["crop_seconds"]
     (run / "config.json").write_text(json.dumps(kept))
     train("nar", config_file(tmp_path, pack, max_steps=3), resume=True)
     assert log(run)[-1]["step"] == 3

@@ -11,13 +11,21 @@ sees.
 Utterances of one speaker may be joined: their phonemes with a word boundary between, their codes end to end. That is
 the form of the input when a voice is cloned (prompt, then text), and a corpus of short utterances holds it nowhere
 else.
+
+The paper trains the AR on random crops of 10 to 20 s with the phonemes that the alignment gives. ``crop_seconds`` does
+so: each row, joined or not, that is longer than the lower bound becomes a crop of itself, another one in every epoch.
+No phone is cut and no mark is parted from its phone (``cut_places``), so the durations of a crop's phonemes sum to its
+frames.
 """
 
 from __future__ import annotations
 
+import math
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +35,22 @@ from torch.nn.utils.rnn import pad_sequence
 from valle.data.pack import PackSplit
 from valle.errors import ValleError
 
-Example = tuple[int, ...]
-"""Utterances that make one row of a batch: one, or several of a speaker, joined in this order."""
+_PHONE, _MARK, _PAUSE = 0, 1, 2  # as in PackInfo.phoneme_kinds
+
+
+class Part(NamedTuple):
+    """Some of utterance ``i``: phonemes [s0, s1) and their frames [t0, t1)."""
+
+    i: int
+    s0: int
+    s1: int
+    t0: int
+    t1: int
+
+
+Example = tuple[int | Part, ...]
+"""Utterances that make one row of a batch: one, or several of a speaker, joined in this order. A crop has a part in
+place of its first and last one where it does not hold all of them."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +67,24 @@ class BatchConfig:
     """Probability that an utterance is followed by another of its speaker in the same row; drawn again after each."""
     bucket_noise: float = 0.1
     """Lengths are varied by up to this share before sorting, so that a batch has other members in every epoch."""
+    crop_seconds: tuple[float, ...] = ()
+    """Two lengths: rows above the first are cropped at random to a length between them, and utterances above
+    max_seconds are cropped in place of being left out; the paper has [10, 20]. Needs an aligned pack. Empty: rows are
+    whole."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds < self.max_seconds:
             raise ValleError(f"min_seconds is {self.min_seconds}, max_seconds {self.max_seconds}; it must be below")
         if not 0 <= self.join_same_speaker < 1:
             raise ValleError(f"join_same_speaker is {self.join_same_speaker}; it is a probability, from 0 to below 1")
+        if self.crop_seconds:
+            low, high = self.crop_seconds if len(self.crop_seconds) == 2 else (math.nan, math.nan)
+            # A second apart: crops end with whole phones, and a narrow range may hold no such end.
+            if not (self.min_seconds <= low and low > 0 and low + 1 <= high <= self.max_seconds):
+                raise ValleError(
+                    f"crop_seconds is {list(self.crop_seconds)}; it must be two lengths at least 1 s apart, from "
+                    f"min_seconds {self.min_seconds:g} to max_seconds {self.max_seconds:g}, such as [10, 20], or empty"
+                )
 
 
 class Rows(NamedTuple):
@@ -74,10 +108,16 @@ class BatchSampler:
     ) -> None:
         """
         Raises:
-            ValleError: a batch could not hold the longest utterance allowed, or no utterance is left.
+            ValleError: a batch could not hold the longest utterance allowed, no utterance is left, or crops are asked
+                of a pack that is not aligned.
         """
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        self.config, self.seed, self.rank, self.world_size = config, seed, rank, world_size
+        self.split, self.config, self.seed, self.rank, self.world_size = split, config, seed, rank, world_size
+        if config.crop_seconds and not (split.info.aligned and split.info.phoneme_kinds):
+            raise ValleError(
+                "crop_seconds needs a pack that tells how long each phoneme lasts; build it with "
+                "`valle prepare --aligner`, or leave crop_seconds out"
+            )
         rate = split.info.frame_rate
         self.max_example = int(config.max_seconds * rate)
         if self.max_example > config.max_frames:
@@ -88,7 +128,8 @@ class BatchSampler:
         self.frames: list[int] = split.n_frames.tolist()
         self.speakers: list[int] = split.speakers.tolist()
         least = config.min_seconds * rate
-        self.usable = [i for i, n in enumerate(self.frames) if least <= n <= self.max_example]
+        most = math.inf if config.crop_seconds else self.max_example
+        self.usable = [i for i, n in enumerate(self.frames) if least <= n <= most]
         self.left_out = len(self.frames) - len(self.usable)
         if not self.usable:
             raise ValleError(
@@ -99,16 +140,34 @@ class BatchSampler:
         self._plans: dict[int, list[list[Example]]] = {}
 
     def plan(self, epoch: int) -> list[list[Example]]:
-        """All batches of an epoch, for all ranks; every usable utterance is in exactly one."""
+        """All batches of an epoch, for all ranks; every usable utterance is in exactly one, as far as crops hold it."""
         rng = random.Random(f"{self.seed}/{epoch}")
-        batches = self._cut(self._join(rng), rng)
+        examples = self._join(rng)
+        if self.config.crop_seconds:
+            drawn = random.Random(f"{self.seed}/{epoch}/crops")  # its own, so that crops do not change who is joined
+            examples = [crop for example in examples for crop in self._crop(example, drawn)]
+        batches = self._cut(examples, rng)
+        if not batches:
+            raise ValleError(
+                f"no utterance has a crop of up to {self.config.crop_seconds[1]:g} s without cutting a phone; the "
+                "alignment is wrong: build the pack again with `valle prepare --aligner`, or leave crop_seconds out"
+            )
         rng.shuffle(batches)
         return batches
 
     def sorted_plan(self) -> list[list[Example]]:
-        """The utterances one by one, in order of length: the batches of a validation."""
-        order = sorted(((i,) for i in self.usable), key=lambda example: self.frames[example[0]])
-        return self._cut(order, None)
+        """The utterances one by one and whole, in order of length: the batches of a validation.
+
+        Raises:
+            ValleError: all are longer than ``max_seconds``.
+        """
+        order = sorted((i for i in self.usable if self.frames[i] <= self.max_example), key=self.frames.__getitem__)
+        if not order:
+            raise ValleError(
+                f"no utterance to judge by is up to max_seconds = {self.config.max_seconds:g} s long; they are not "
+                "cropped: prepare shorter ones, or raise max_seconds"
+            )
+        return self._cut([(i,) for i in order], None)
 
     def __iter__(self) -> Iterator[list[Example]]:
         return self
@@ -177,9 +236,60 @@ class BatchSampler:
             examples.append(tuple(example))
         return examples
 
+    def _crop(self, example: Example, rng: random.Random) -> list[Example]:
+        """A random crop of a row; the row itself where it is short enough; nothing where no crop of it is."""
+        low, high = (seconds * self.split.info.frame_rate for seconds in self.config.crop_seconds)
+        least, most = math.ceil(low), int(high)
+        n_frames = sum(map(self._n_frames, example))
+        if n_frames <= least:
+            return [example]
+        wanted = rng.uniform(least, min(most, n_frames))
+        start = rng.uniform(0, n_frames - wanted)
+        places = [self._cut_places(i) for i in example if isinstance(i, int)]
+        offsets = [0, *accumulate(map(self._n_frames, example))]
+        begins = [(t + t0, u, s) for u, (t, p) in enumerate(zip(offsets, places, strict=False)) for s, t0 in p[0]]
+        ends = [(t + t1, u, s) for u, (t, p) in enumerate(zip(offsets, places, strict=False)) for s, t1 in p[1]]
+        begins.sort(key=lambda begin: abs(begin[0] - start))
+        end_frames = [end[0] for end in ends]
+        best, best_length = None, 0
+        for begin in begins:  # the first nearly always does
+            within = range(bisect_left(end_frames, begin[0] + least), bisect_right(end_frames, begin[0] + most))
+            if within:
+                # Of places at one frame the last: that of the utterance, with a final mark that has no silence.
+                end = min(within, key=lambda k: (abs(end_frames[k] - begin[0] - wanted), -k))
+                return [self._between(example, begin, ends[end])]
+            if within.stop and end_frames[within.stop - 1] - begin[0] > best_length:
+                best, best_length = (begin, ends[within.stop - 1]), end_frames[within.stop - 1] - begin[0]
+        # Phones of seconds, so that no crop is between the bounds: all of the row, or as much of it as is allowed.
+        if n_frames <= most:
+            return [example]
+        return [self._between(example, *best)] if best else []
+
+    def _between(self, example: Example, begin: tuple[int, int, int], end: tuple[int, int, int]) -> Example:
+        """What of a row is between two places of its: frame in the row, utterance in the row, phoneme in that."""
+        parts: list[int | Part] = []
+        offset = 0  # of the utterance in the row
+        for u, i in enumerate(example):
+            assert isinstance(i, int), "a crop of a crop"
+            n, n_phonemes = self.frames[i], int(self.split.n_phonemes[i])
+            s0, t0 = (begin[2], begin[0] - offset) if u == begin[1] else (0, 0)
+            s1, t1 = (end[2], end[0] - offset) if u == end[1] else (n_phonemes, n)
+            if begin[1] <= u <= end[1]:
+                parts.append(i if (s0, s1) == (0, n_phonemes) else Part(i, s0, s1, t0, t1))
+            offset += n
+        return tuple(parts)
+
+    def _cut_places(self, i: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        kinds = self.split.info.phoneme_kinds
+        durations: list[int] = self.split.durations(i).tolist()
+        return cut_places([kinds[p] for p in self.split.phonemes(i).tolist()], durations)
+
+    def _n_frames(self, i: int | Part) -> int:
+        return self.frames[i] if isinstance(i, int) else i.t1 - i.t0
+
     def _cut(self, examples: Sequence[Example], rng: random.Random | None) -> list[list[Example]]:
         """Sort by length, give or take ``bucket_noise`` with ``rng``, and cut into batches."""
-        lengths = {example: sum(self.frames[i] for i in example) for example in examples}
+        lengths = {example: sum(map(self._n_frames, example)) for example in examples}
         noise = self.config.bucket_noise if rng else 0.0
         keys = {e: n * (1 + noise * rng.uniform(-1, 1) if rng else 1) for e, n in lengths.items()}
         batches: list[list[Example]] = []
@@ -193,6 +303,40 @@ class BatchSampler:
         return batches
 
 
+def cut_places(kinds: Sequence[int], durations: Sequence[int]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Where a crop of an utterance may begin and where it may end.
+
+    It begins with a phone that has frames and ends with one, so silence at a cut is left out; or it begins and ends as
+    the utterance does. A mark (stress before its vowel, length behind it) stays with its phone: those next to a pause
+    belong to the phone on this side of it, and where marks stand between two phones there is no place to cut, since
+    kinds do not tell whose they are.
+
+    Args:
+        kinds: [S] of the symbols, as in ``PackInfo.phoneme_kinds``.
+        durations: [S] their frames.
+
+    Returns:
+        The places to begin and those to end, in order, each a symbol s and the frame at which it begins. A crop has the
+        symbols from the one place up to, not including, the other.
+    """
+    n = len(kinds)
+    frames = [0, *accumulate(durations)]  # [S + 1] where each symbol begins
+    begins, ends = [(0, 0)], []
+    for s, (kind, duration) in enumerate(zip(kinds, durations, strict=True)):
+        if kind != _PHONE or not duration:
+            continue
+        first, last = s, s
+        while first and kinds[first - 1] == _MARK:
+            first -= 1
+        while last + 1 < n and kinds[last + 1] == _MARK:
+            last += 1
+        if first and (first == s or kinds[first - 1] == _PAUSE):
+            begins.append((first, frames[first]))
+        if last + 1 < n and (last == s or kinds[last + 1] == _PAUSE):
+            ends.append((last + 1, frames[last + 1]))
+    return begins, [*ends, (n, frames[n])]
+
+
 def collate(split: PackSplit, examples: Sequence[Example]) -> Rows:
     """Read the utterances of a batch and pad them with zeros; a separator between utterances lasts no frame."""
     separator, no_frame = torch.tensor([split.info.separator_id]), torch.tensor([0])
@@ -200,13 +344,13 @@ def collate(split: PackSplit, examples: Sequence[Example]) -> Rows:
     for example in examples:
         parts: list[Tensor] = []
         for i in example:
-            parts += [separator, split.phonemes(i)]
+            parts += [separator, _phonemes(split, i)]
         phonemes.append(torch.cat(parts[1:]))  # [S]
-        codes.append(torch.cat([split.codes(i) for i in example], dim=1).t())  # [T, 8]
+        codes.append(torch.cat([_codes(split, i) for i in example], dim=1).t())  # [T, 8]
         if split.info.aligned:
             parts = []
             for i in example:
-                parts += [no_frame, split.durations(i)]
+                parts += [no_frame, _durations(split, i)]
             durations.append(torch.cat(parts[1:]))  # [S]
     return Rows(
         pad_sequence(phonemes, batch_first=True),  # [B, S]
@@ -215,3 +359,15 @@ def collate(split: PackSplit, examples: Sequence[Example]) -> Rows:
         torch.tensor([len(c) for c in codes]),
         pad_sequence(durations, batch_first=True) if durations else None,  # [B, S]
     )
+
+
+def _phonemes(split: PackSplit, i: int | Part) -> Tensor:
+    return split.phonemes(i) if isinstance(i, int) else split.phonemes(i.i)[i.s0 : i.s1]
+
+
+def _durations(split: PackSplit, i: int | Part) -> Tensor:
+    return split.durations(i) if isinstance(i, int) else split.durations(i.i)[i.s0 : i.s1]
+
+
+def _codes(split: PackSplit, i: int | Part) -> Tensor:
+    return split.codes(i) if isinstance(i, int) else split.codes(i.i)[:, i.t0 : i.t1]

@@ -229,7 +229,7 @@ def write_shard(
     compact: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one file of a pack, whole or not at all; ``metadata`` is kept beside the ids."""
+    """Write one file of a pack, whole or not at all, ``metadata`` beside the ids; equal input gives equal bytes."""
     from safetensors.torch import save
 
     codes = torch.cat(
@@ -249,7 +249,17 @@ def write_shard(
         tensors["durations"] = torch.cat([d.to(torch.int16) for d in durations] or [torch.zeros(0).short()])
         assert len(tensors["durations"]) == len(phonemes), "a duration for each phoneme"
     ids = json.dumps([u.id for u in utterances])
-    write_atomic(path, save(tensors, metadata={"ids": ids, **(metadata or {})}))
+    write_atomic(path, _ordered(save(tensors, metadata={"ids": ids, **(metadata or {})})))
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order: the library writes it in another one each time."""
+    n_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n_bytes])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + n_bytes :]
 
 
 def write_info(folder: Path, info: PackInfo) -> None:

@@ -4,9 +4,9 @@ Recordings come from any source (``valle.data.sources``). Those without text are
 (``valle.data.recognise``); what would teach nonsense is left out with a reason (``valle.data.reading``); with an
 aligner (``valle.asr``) the pack also tells how many frames each phoneme lasts; with ``augment`` it holds more
 versions of each utterance, by virtual voices (``valle.data.augment``). A build that was stopped goes on where it was
-(``valle.data.shards``).
+(``valle.data.shards``); many workers make the same pack as one (``valle.data.engine``).
 
-``valle prepare SOURCE... --codec DIR --out DIR [--recogniser KIND:MODEL] [--aligner DIR] [--augment N]``
+``valle prepare SOURCE... --codec DIR --out DIR [--recogniser KIND:MODEL] [--aligner DIR] [--augment N] [--workers N]``
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from valle.data.augment import version_name
 from valle.data.corpus import Utterance
-from valle.data.pack import PHONEMES_FILE, Pack, PackInfo, ShardInfo, write_info
+from valle.data.engine import Recipe, Shard, check_workers, make_shards
+from valle.data.pack import INFO_FILE, PHONEMES_FILE, Pack, PackInfo, ShardInfo, write_info
+from valle.data.progress import Progress
 from valle.data.quality import QualityConfig
 from valle.data.reading import Phonemize, PrepareConfig, espeak
-from valle.data.shards import ShardMaker, parts
+from valle.data.shards import parts
 from valle.data.sources import SourceConfig, read_sources
 from valle.errors import ValleError
+from valle.files import write_atomic
 
 if TYPE_CHECKING:
     from valle.asr import Aligner
@@ -52,9 +54,11 @@ def build_pack(
     aligner: Aligner | None = None,
     like: Pack | None = None,
     source_config: SourceConfig | None = None,
-    recogniser: Recogniser | None = None,
+    recogniser: Recogniser | str | None = None,
     transcripts: str | Path | None = None,
     min_confidence: float = 0.0,
+    workers: int = 1,
+    ray_address: str | None = None,
 ) -> PackInfo:
     """Encode the utterances of ``sources`` into the pack ``out``.
 
@@ -72,15 +76,19 @@ def build_pack(
             codes are made anew, in a third of the time. What it does not hold is left out, or with ``aligner``, which
             must be the pack's, prepared as any other.
         source_config: what the sources do not tell themselves.
-        recogniser: transcribes recordings without text; without one they are left out.
+        recogniser: transcribes recordings without text; without one they are left out. ``KIND:MODEL`` is loaded by
+            each worker.
         transcripts: where its transcripts are kept, ``out/transcripts.jsonl`` by default.
         min_confidence: transcripts of which it is less sure are left out.
+        workers: how many shards are made at a time; the pack is the same. More than one needs Ray.
+        ray_address: of a Ray cluster whose machines work (``valle.data.engine.make_shards``).
 
     Raises:
         ValleError: a source is wrong, the aligner is for another inventory or frame rate, no utterance of a split is
-            fit, or a name could be taken for a version's.
+            fit, a name could be taken for a version's, or workers cannot be had.
     """
     config, splits, out = config or PrepareConfig(), tuple(splits), Path(out)
+    check_workers(workers, ray_address)
     if inventory is None:
         from valle.text import DEFAULT_INVENTORY
 
@@ -114,14 +122,10 @@ def build_pack(
             )
     if config.augment:
         _check_names(utterances)
-    codec = codec.to(device).eval()
     out.mkdir(parents=True, exist_ok=True)
-    if recogniser is not None:
-        from valle.data.recognise import fill_texts
-
-        kept = Path(transcripts or out / "transcripts.jsonl")
-        utterances = list(fill_texts(utterances, recogniser, kept, min_confidence=min_confidence))
-    inventory.save(out / PHONEMES_FILE)
+    for torn in out.glob(".*.part"):  # left by a run that was killed while writing
+        torn.unlink(missing_ok=True)
+    _save_inventory(out, inventory)
     info = PackInfo(
         codec_fingerprint=codec.fingerprint(),
         inventory_version=inventory.version,
@@ -136,27 +140,52 @@ def build_pack(
         speakers=_speakers(utterances, config),
         augment=max((config.n_versions(split) for split in splits), default=0),
     )
-    maker = ShardMaker(info, codec, inventory, phonemize, config, device, aligner)
-    if like is not None:
-        maker.recall([like.split(split) for split in splits])
+    recipe = Recipe(
+        out,
+        info,
+        codec,
+        inventory,
+        phonemize,
+        config,
+        device,
+        aligner,
+        like=None if like is None else like.folder,
+        like_splits=splits,
+        recogniser=recogniser,
+        transcripts=Path(transcripts or out / "transcripts.jsonl"),
+        min_confidence=min_confidence,
+    )
+    to_make: list[Shard] = []
+    for split in splits:
+        hours = config.shard_hours / (1 + config.n_versions(split))
+        for number, part in enumerate(parts([u for u in utterances if u.split == split], hours)):
+            to_make.append(Shard(len(to_make), f"{split}-{number:05d}.safetensors", split, part))
     shards: list[ShardInfo] = []
     rejected: list[dict[str, str]] = []
-    often = 0.2 if sys.stderr.isatty() else 30.0  # seconds between updates: a log is not a screen
-    with tqdm(total=len(utterances), desc="prepare", file=sys.stderr, dynamic_ncols=True, mininterval=often) as bar:
-        for split in splits:
-            hours = config.shard_hours / (1 + config.n_versions(split))
-            for number, part in enumerate(parts([u for u in utterances if u.split == split], hours)):
-                shard, left_out = maker.make(out / f"{split}-{number:05d}.safetensors", split, part, bar)
-                shards.append(shard)
-                rejected += left_out
+    with Progress(sum(u.seconds for u in utterances)) as progress:
+        for made in make_shards(recipe, to_make, progress, workers=workers, ray_address=ray_address):
+            shards.append(made.info)
+            rejected += made.rejected
     reasons = {split: dict(Counter(r["reason"] for r in rejected if r["split"] == split)) for split in splits}
     for split in splits:
         if not sum(s.utterances for s in shards if s.split == split):
             raise ValleError(f"every utterance of the split {split!r} was left out: {reasons[split]}")
-    (out / "rejected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rejected), encoding="utf-8")
+    write_atomic(out / "rejected.jsonl", "".join(json.dumps(r) + "\n" for r in rejected).encode())
     info = dataclasses.replace(info, shards=tuple(shards), rejected=reasons)
     write_info(out, info)
     return info
+
+
+def _save_inventory(out: Path, inventory: PhonemeInventory) -> None:
+    """Write ``phonemes.json``; what ``dataset.json`` says with another one is true no more, so it goes first."""
+    path = out / PHONEMES_FILE
+    try:
+        is_there = type(inventory).load(path) == inventory
+    except (OSError, ValueError):
+        is_there = False
+    if not is_there:
+        (out / INFO_FILE).unlink(missing_ok=True)
+        inventory.save(path)
 
 
 def _taken(splits: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -281,7 +310,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--download", action="store_true", help="fetch a published corpus first")
     source.add_argument("--cache", metavar="DIR", help="for sound that a data set holds inside")
     parser.add_argument("--compact", action="store_true", help="ten bits a code in place of sixteen, for travelling")
-    parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
+    parser.add_argument(
+        "--shard-hours",
+        type=float,
+        default=PrepareConfig.shard_hours,
+        metavar="F",
+        help="length of one file, which is made by one worker and begun anew if it was stopped (1)",
+    )
+    work = parser.add_argument_group("who works (docs/data.md, many workers)")
+    work.add_argument("--workers", type=int, default=1, metavar="N", help="shards at a time; more than 1 need Ray (1)")
+    work.add_argument("--ray-address", metavar="ADDR", help="let a Ray cluster work: HOST:PORT of its head, or auto")
+    work.add_argument("--device", default="cpu", help="where the codec runs; cuda takes a GPU a worker (cpu)")
     args = parser.parse_args(argv)
     if args.min_fit is not None and not args.aligner:
         raise ValleError("--min-fit is given without --aligner, which tells how well a text fits; give both")
@@ -295,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = PrepareConfig(
         min_seconds=args.min_seconds,
         max_seconds=args.max_seconds,
+        shard_hours=args.shard_hours,
         compact=args.compact,
         min_fit=args.min_fit,
         augment=args.augment,
@@ -309,11 +349,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         download=args.download,
         cache=Path(args.cache) if args.cache else None,
     )
-    recogniser = None
-    if args.recogniser:
+    check_workers(args.workers, args.ray_address)
+    if args.recogniser and (args.workers > 1 or args.ray_address):
         from valle.data.recognise import load_recogniser
 
-        recogniser = load_recogniser(args.recogniser)
+        load_recogniser(args.recogniser)  # what is wrong with it shows here, and what it fetches is fetched once
     codec = load_codec(args.codec)
     aligner = None
     if args.aligner:
@@ -330,14 +370,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         aligner=aligner,
         like=Pack(args.like) if args.like else None,
         source_config=source_config,
-        recogniser=recogniser,
+        recogniser=args.recogniser,
         transcripts=args.transcripts,
         min_confidence=args.min_confidence,
+        workers=args.workers,
+        ray_address=args.ray_address,
     )
     for split in (name.split("+")[0] for name in splits):
         n = sum(s.utterances for s in info.shards if s.split == split)
         left_out = ", ".join(f"{n} {reason}" for reason, n in info.rejected[split].items()) or "none"
-        tqdm.write(f"{split}: {n} utterances, {info.hours(split):.2f} h; left out: {left_out}", file=sys.stderr)
+        sys.stderr.write(f"{split}: {n} utterances, {info.hours(split):.2f} h; left out: {left_out}\n")
     return 0
 
 

@@ -11,6 +11,7 @@ known.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -118,13 +119,16 @@ class WhisperRecogniser:
     ``valle.eval.wer`` has its own for judging, which is kept as it is so that tables can be compared.
     """
 
-    def __init__(self, model: str, *, lang: str = "en", beam_size: int = 5, threads: int = 1) -> None:
+    def __init__(
+        self, model: str, *, lang: str = "en", beam_size: int = 5, threads: int = 1, device: str = "cpu"
+    ) -> None:
         """
         Args:
             model: folder of a CTranslate2 model, or a name such as "base" that faster-whisper downloads.
             lang: language of the recordings.
             beam_size: hypotheses kept; 1 is greedy.
             threads: of the processor; 0 leaves it to the library.
+            device: ``cpu`` (8-bit weights) or ``cuda`` (half precision).
 
         Raises:
             ValleError: the package is missing, or neither a folder with a model nor a known name is given.
@@ -136,8 +140,9 @@ class WhisperRecogniser:
                 f"whisper:{model} names no Whisper model: there is no {Path(model) / 'model.bin'}, and faster-whisper "
                 f"knows only {', '.join(whisper.available_models())}"
             )
+        compute_type = "int8" if device == "cpu" else "float16"
         try:
-            self._model = whisper.WhisperModel(model, device="cpu", compute_type="int8", cpu_threads=threads)
+            self._model = whisper.WhisperModel(model, device=device, compute_type=compute_type, cpu_threads=threads)
         except Exception as error:  # damaged files or no network: the library raises what it meets
             raise ValleError(f"the Whisper model {model} cannot be loaded: {error}") from error
         self._lang, self._beam_size = lang, beam_size
@@ -160,12 +165,13 @@ class WhisperRecogniser:
         )
 
 
-def load_recogniser(spec: str, *, threads: int = 1) -> Recogniser:
+def load_recogniser(spec: str, *, threads: int = 1, device: str = "cpu") -> Recogniser:
     """The recogniser ``vosk:FOLDER``, ``whisper:NAME`` or ``whisper:FOLDER``.
 
     Args:
         spec: which.
         threads: of the processor, for those that can be told.
+        device: ``cpu`` or ``cuda``, for those that can be told; Vosk stays on the processor.
 
     Raises:
         ValleError: an unknown kind, a missing package, or no model there.
@@ -183,22 +189,27 @@ def load_recogniser(spec: str, *, threads: int = 1) -> Recogniser:
         )
     if kind == "vosk":
         return VoskRecogniser(where)
-    return WhisperRecogniser(where, threads=threads)
+    return WhisperRecogniser(where, threads=threads, device=device)
 
 
 class TranscriptCache:
     """Transcripts on disk: one JSON object a line, found by recogniser, id and size of the recording's file.
 
     A line is appended at once and whole; one that was torn by a crash is ignored and its recording transcribed again.
-    Only the places of the lines are held in memory.
+    Only the places of the lines are held in memory. One process writes a file: several that work together write one
+    each over a common ``base``, and ``merge_transcripts`` joins them when they have gone.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, base: TranscriptCache | None = None) -> None:
         """
+        Args:
+            path: the file; made if it is not there.
+            base: asked for what this one does not have, never written.
+
         Raises:
             ValleError: the file cannot be read or written.
         """
-        self.path = Path(path)
+        self.path, self._base = Path(path), base
         self._places: dict[tuple[str, str, int], int] = {}
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -224,7 +235,7 @@ class TranscriptCache:
         """What was kept of this recording."""
         place = self._places.get((recogniser, utterance.id, _size(utterance)))
         if place is None:
-            return None
+            return None if self._base is None else self._base.get(recogniser, utterance)
         with self.path.open("rb") as file:
             file.seek(place)
             record = json.loads(file.readline())
@@ -235,24 +246,75 @@ class TranscriptCache:
         size = _size(utterance)
         record = {"id": utterance.id, "recogniser": recogniser, "bytes": size, **asdict(transcript)}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        if os.write(self._file, line) != len(line):
-            raise ValleError(f"the transcripts {self.path} cannot be kept: the disk is full; free some of it")
-        self._places[recogniser, utterance.id, size] = os.lseek(self._file, 0, os.SEEK_CUR) - len(line)
+        self._append((recogniser, utterance.id, size), line)
 
     def close(self) -> None:
         """Free the file."""
         os.close(self._file)
 
+    def take(self, path: Path) -> None:
+        """Append the transcripts of another file that are not here; torn lines stay behind.
+
+        Raises:
+            ValleError: the other file cannot be read, or the disk is full.
+        """
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    key = _line_key(line)
+                    if key is None or key in self._places:
+                        continue
+                    self._append(key, line if line.endswith(b"\n") else line + b"\n")
+        except OSError as error:
+            raise ValleError(
+                f"the transcripts {path} cannot be read: {error.strerror or error}; delete them"
+            ) from error
+        os.fsync(self._file)
+
+    def _append(self, key: tuple[str, str, int], line: bytes) -> None:
+        if os.write(self._file, line) != len(line):
+            raise ValleError(f"the transcripts {self.path} cannot be kept: the disk is full; free some of it")
+        self._places[key] = os.lseek(self._file, 0, os.SEEK_CUR) - len(line)
+
+
+def parts_folder(path: Path) -> Path:
+    """Where several processes that work together keep their transcripts until they are merged into ``path``."""
+    return path.with_name(path.name + ".parts")
+
+
+def merge_transcripts(path: Path) -> None:
+    """Append to ``path`` what is in its ``parts_folder``, and remove that; safe to repeat if it was stopped.
+
+    Raises:
+        ValleError: a file cannot be read or written.
+    """
+    folder = parts_folder(path)
+    if not folder.is_dir():
+        return
+    cache = TranscriptCache(path)
+    try:
+        for part in sorted(folder.glob("*.jsonl")):
+            cache.take(part)
+            part.unlink(missing_ok=True)
+    finally:
+        cache.close()
+    with contextlib.suppress(OSError):  # something of another's is in it
+        folder.rmdir()
+
 
 def transcribe_all(
-    utterances: Iterable[Utterance], recogniser: Recogniser, cache: str | Path | None, *, threads: int = 1
+    utterances: Iterable[Utterance],
+    recogniser: Recogniser,
+    cache: str | Path | TranscriptCache | None,
+    *,
+    threads: int = 1,
 ) -> Iterator[tuple[Utterance, Transcript | None]]:
     """Every utterance with what is said in it, in their order; None where the recording cannot be read.
 
     Args:
         utterances: with or without text, which is not looked at.
         recogniser: transcribes those that the cache does not have.
-        cache: the file of ``TranscriptCache``; None keeps nothing.
+        cache: the file of ``TranscriptCache``, or one that is open and stays so; None keeps nothing.
         threads: recordings at a time.
 
     Raises:
@@ -260,7 +322,7 @@ def transcribe_all(
     """
     from valle.data.reading import ahead
 
-    kept = None if cache is None else TranscriptCache(cache)
+    kept = cache if cache is None or isinstance(cache, TranscriptCache) else TranscriptCache(cache)
 
     def work(utterance: Utterance) -> tuple[Utterance, Transcript | None, bool]:
         known = None if kept is None else kept.get(recogniser.name, utterance)
@@ -279,14 +341,14 @@ def transcribe_all(
                 kept.put(recogniser.name, utterance, transcript)
             yield utterance, transcript
     finally:
-        if kept is not None:
+        if kept is not None and kept is not cache:
             kept.close()
 
 
 def fill_texts(
     utterances: Iterable[Utterance],
     recogniser: Recogniser,
-    cache: str | Path | None,
+    cache: str | Path | TranscriptCache | None,
     *,
     min_confidence: float = 0.0,
     threads: int = 1,

@@ -1,7 +1,8 @@
-"""Shards of a pack, made one after the other: utterances and their versions to phonemes, durations and codes.
+"""Shards of a pack: utterances and their versions to phonemes, durations and codes.
 
-Each recording is encoded alone, because padding would change the codes at its end. A shard that is complete and was
-made from the same input is kept, so that a build that was stopped goes on where it was.
+Each recording is encoded alone, because padding would change the codes at its end. What is in a shard follows from its
+utterances alone, whoever makes it and in whichever order (``valle.data.engine``). A shard that is complete and was made
+from the same input is kept, so that a build that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from valle.config import to_dict
 from valle.data.augment import RECIPE, scale_durations, version_name, voice_of
 from valle.data.corpus import Utterance
 from valle.data.pack import INFO_FILE, PackedUtterance, PackInfo, PackSplit, ShardInfo, write_shard
+from valle.data.progress import Done
 from valle.data.reading import Phonemize, PrepareConfig, Rejected, ahead, load_utterance, read_utterance
 from valle.errors import ValleError
 
@@ -47,6 +48,7 @@ class ShardMaker:
         self.phonemize, self.device, self.aligner = phonemize, device, aligner
         self.speakers = {name: i for i, name in enumerate(info.speakers)}
         self.known: dict[str, tuple[PackSplit, int]] | None = None
+        self._aligned_by = None if aligner is None else aligner.fingerprint()
 
     def recall(self, splits: Iterable[PackSplit]) -> None:
         """Take phonemes and durations from these splits instead of making them."""
@@ -57,17 +59,22 @@ class ShardMaker:
         return self.known is not None and utterance.id in self.known
 
     def make(
-        self, path: Path, split: str, utterances: list[Utterance], bar: tqdm[Any]
+        self, path: Path, split: str, utterances: list[Utterance], note: Callable[[Done], None] | None = None
     ) -> tuple[ShardInfo, list[dict[str, str]]]:
-        """Write one shard, or keep the one that is there; returns it and what was left out of it."""
+        """Write one shard, or keep the one that is there; returns it and what was left out of it.
+
+        ``note`` is told how far it is after each utterance. The file appears whole or not at all, at the end.
+        """
+        note = note or (lambda done: None)
         n_versions = self.config.n_versions(split)
         key = self._key(utterances, n_versions)
         metadata = metadata_of(path)
         if metadata.get("key") == key:
-            bar.update(len(utterances))
+            note(Done(kept_s=sum(u.seconds for u in utterances), rejected=len(json.loads(metadata["rejected"]))))
         else:
             packed: list[PackedUtterance] = []
             left_out: list[dict[str, str]] = []
+            made_s = 0.0
             reads = ahead(functools.partial(self._read, n_versions), utterances, depth=max(2, 16 // (1 + n_versions)))
             for utterance, read in zip(utterances, reads, strict=True):
                 try:
@@ -77,7 +84,8 @@ class ShardMaker:
                 except Rejected as reason:
                     detail = str(reason.__cause__ or "")
                     left_out.append({"id": utterance.id, "split": split, "reason": str(reason), "detail": detail})
-                bar.update()
+                made_s += utterance.seconds
+                note(Done(made_s, rejected=len(left_out)))
             n_frames = sum(u.codes.shape[1] for u in packed)
             # Without it the folder is no pack: what it said of the shards is true no more.
             (path.parent / INFO_FILE).unlink(missing_ok=True)
@@ -154,11 +162,11 @@ class ShardMaker:
         del config["probe"]  # it names the reason, but what cannot be read is left out in any case
         if config["quality"] is None:
             del config["quality"]
-        made_by = [self.codec.fingerprint(), self.inventory.version, config]
-        if self.aligner is None:
+        made_by = [self.info.codec_fingerprint, self.inventory.version, config]
+        if self._aligned_by is None:
             del config["min_fit"]  # it decides nothing
         else:
-            made_by.append(self.aligner.fingerprint())
+            made_by.append(self._aligned_by)
         if self.known is not None:
             made_by.append(f"like {self.info.aligner}")
         if n_versions:

@@ -31,7 +31,7 @@ from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.model.alignment import PhonemeContext, frame_index, look_up
 from valle.model.frame_layers import FrameHead, LocalContext
-from valle.model.retrieval import cheapest_path, frame_distances
+from valle.model.retrieval import OTHER_PHONEME_WEIGHT, cheapest_path, frame_distances
 from valle.model.transformer import (
     IGNORE_INDEX,
     Embedding,
@@ -288,7 +288,11 @@ class NAR(nn.Module):
             distances = frame_distances(
                 firsts[0][i, :n], vectors[i, :n], phonemes[0], firsts[1][i, :m], foretold[i, :m], phonemes[1]
             )
-            found[i, :n] = missed[i, cheapest_path(distances)]
+            path = cheapest_path(distances)  # [T]
+            found[i, :n] = missed[i, path]
+            if phonemes[0] is not None and phonemes[1] is not None:
+                is_other = (phonemes[0] != phonemes[1][path]).unsqueeze(1)  # [T, 1]
+                found[i, :n] *= torch.where(is_other, OTHER_PHONEME_WEIGHT, 1.0)
         return found
 
     def _read(self, batch: NARBatch) -> _Known:

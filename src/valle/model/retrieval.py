@@ -19,6 +19,8 @@ SIDE = 2
 """Frames of codebook 1 to either side that are compared as well."""
 PHONEME_COST = 0.5
 """Cost of another phoneme, in mean distances of frames."""
+OTHER_PHONEME_WEIGHT = 0.5
+"""How much of what is missed at a frame of another phoneme counts: some of it is the voice, some the phoneme."""
 JOIN_COST = 0.2
 """Cost of going on elsewhere than at the next frame of the prompt, likewise."""
 STAY_COST = 0.1

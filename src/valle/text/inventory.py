@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from valle.errors import ValleError
+from valle.files import write_atomic
 
 WORD_BOUNDARY = " "
 PUNCTUATION = ".,!?;:—…"
@@ -102,7 +103,7 @@ class PhonemeInventory:
     def save(self, path: str | Path) -> None:
         """Write ``{"version", "symbols"}`` as JSON."""
         content = json.dumps({"version": self.version, "symbols": self.symbols}, ensure_ascii=False)
-        Path(path).write_text(content + "\n", encoding="utf-8")
+        write_atomic(path, (content + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> PhonemeInventory:
