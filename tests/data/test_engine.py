@@ -53,7 +53,7 @@ class FakeCodec:
 
 
 class FakeRecogniser:
-    """Hears how long a recording is; knows whether it was in this process."""
+    """Hears how long a recording is."""
 
     name = "fake"
 
@@ -122,7 +122,7 @@ def test_two_workers_make_what_one_makes_and_one_that_dies_is_replaced(corpus, t
 
 
 def test_one_who_always_dies_is_one_sentence_and_the_rest_is_kept(corpus, tmp_path, two_workers, monkeypatch):
-    monkeypatch.setattr(engine, "TRIES", 1)
+    monkeypatch.setattr(engine, "TRIES", 1)  # to save time
     build(corpus, tmp_path / "one")
     pack, out = Pack(tmp_path / "one"), tmp_path / "two"
     n_frames = pack.split("train").n_frames
@@ -148,6 +148,19 @@ def test_what_the_user_got_wrong_comes_back_from_a_worker(corpus, tmp_path, two_
             recogniser=f"vosk:{tmp_path}",
             workers=2,
         )
+    with pytest.raises(ValleError, match="one GPU a worker, but this machine has 0 for 2 workers"):
+        build(corpus, tmp_path / "pack", workers=2, device="cuda")
+
+
+def test_a_worker_that_does_not_see_the_recordings_says_so(tmp_path, two_workers, monkeypatch):
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    INVENTORY.save(tmp_path / "phonemes.json")
+    recipe = ray.put(engine.Recipe(tmp_path, None, None, INVENTORY, phonemize, PrepareConfig()))
+    worker = engine._RayWorker(recipe, None, 3, str(tmp_path), [tmp_path / "elsewhere.wav"])
+    with pytest.raises(ValleError, match=r"does not see .*elsewhere\.wav"):
+        worker._load()
 
 
 def test_workers_that_cannot_be_had(corpus, tmp_path, monkeypatch):

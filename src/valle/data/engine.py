@@ -353,6 +353,8 @@ def _make_by_ray(
         recipe = replace(recipe, transcripts=recipe.transcripts.absolute())
     if recipe.like is not None:
         recipe = replace(recipe, like=recipe.like.absolute())
+    if recipe.on_gpu:
+        recipe = replace(recipe, device="cuda")  # each worker sees the one that Ray gives it
     workers = min(workers, len(shards))
     seen: dict[str, Path] = {}  # a recording of each data set, to tell whether a worker sees it too
     for utterance in (u for shard in shards for u in shard.utterances):
