@@ -98,7 +98,7 @@ def kill(command: list[str], folder: Path, args: argparse.Namespace) -> int:
         print(f"kill {n_kills}: {what}, with {len(shards(out))} of {n_shards} shards", flush=True)
         if victim == process.pid:
             process.wait()
-            wait_for_end(list(family))
+            wait_for_end(family)
             process = start(command, log)
             n_runs += 1
     if process.wait() != 0:
@@ -172,17 +172,25 @@ def descendants(pid: int) -> dict[int, str]:
     return {p: names.get(p, "") for p in found - {pid}}
 
 
-def wait_for_end(pids: list[int], patience_s: float = 60.0) -> None:
+def wait_for_end(pids: dict[int, str], patience_s: float = 60.0) -> None:
     """Ray's processes end when their driver has gone; those that do not are ended."""
     deadline = time.monotonic() + patience_s
-    while alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+    while alive := [pid for pid in pids if lives(pid)]:
         if time.monotonic() > deadline:
-            print(f"{len(alive)} processes outlived their run by {patience_s:g} s and are ended", flush=True)
+            print(f"outlived their run by {patience_s:g} s and are ended: {[pids[p][:60] for p in alive]}", flush=True)
             for pid in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.1)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that only waits for somebody to ask how it ended does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":
