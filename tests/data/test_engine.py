@@ -145,6 +145,7 @@ def test_what_the_user_got_wrong_comes_back_from_a_worker(corpus, tmp_path, two_
             tmp_path / "pack",
             inventory=INVENTORY,
             phonemize=phonemize,
+            splits=["train"],
             recogniser=f"vosk:{tmp_path}",
             workers=2,
         )
@@ -275,7 +276,9 @@ def test_progress_is_a_bar_on_a_terminal():
 
     now, file = [0.0], Terminal()
     with Progress(7200, file=file, clock=lambda: now[0]) as progress:
-        now[0] = 36.0
+        now[0] = 100.0  # the codec is loaded
+        progress.note(0, Done())
+        now[0] = 136.0
         progress.note(0, Done(3600))
     assert "50%" in file.getvalue()
     assert "1.00 of 2.00 h, 100.0 h/h, 0 rejected, 0:00:36 left" in file.getvalue()

@@ -172,7 +172,7 @@ def descendants(pid: int) -> dict[int, str]:
     return {p: names.get(p, "") for p in found - {pid}}
 
 
-def wait_for_end(pids: dict[int, str], patience_s: float = 60.0) -> None:
+def wait_for_end(pids: dict[int, str], patience_s: float = 20.0) -> None:
     """Ray's processes end when their driver has gone; those that do not are ended."""
     deadline = time.monotonic() + patience_s
     while alive := [pid for pid in pids if lives(pid)]:

@@ -318,7 +318,7 @@ class _RayWorker:
     def _make(self, shard: Shard) -> tuple[Made, Done]:
         if self._worker is None:
             self._worker = self._load()
-        last, told_s = Done(), time.monotonic()
+        last, told_s = Done(), 0.0
 
         def note(done: Done) -> None:
             nonlocal last, told_s

@@ -30,8 +30,8 @@ class Done(NamedTuple):
 class Progress:
     """A bar on a terminal, or a line now and then. Speed and time left are reckoned from what was made, not kept.
 
-    ``note`` says how far a shard is, not how much was added: one that has to begin again takes its part back.
-    Threads may share it.
+    ``note`` says how far a shard is, not how much was added: one that has to begin again takes its part back. The first
+    one starts the clock: what is loaded before does not count. Threads may share it.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Progress:
         self._shards: dict[int, Done] = {}
         self._sum = Done()
         self._lock = threading.RLock()
-        self._start = self._shown = clock()
+        self._start: float | None = None
+        self._shown = clock()
         self._bar: tqdm[Any] | None = None
         if self._file.isatty():
             form = "prepare: {percentage:3.0f}%|{bar}| {desc}"
@@ -58,6 +59,8 @@ class Progress:
     def note(self, shard: int, done: Done) -> None:
         """Shard number ``shard`` is so far; shows it if it is time to."""
         with self._lock:
+            if self._start is None:
+                self._start = self._clock()
             before = self._shards.get(shard, Done())
             self._shards[shard] = done
             was = self._sum
@@ -86,11 +89,12 @@ class Progress:
         """``1.20 of 9.80 h, 45.2 h/h, 17 rejected, 0:11:25 left``."""
         made_s, kept_s, rejected = self._sum
         parts = [f"{(made_s + kept_s) / 3600:.2f} of {self.total_s / 3600:.2f} h"]
-        speed = made_s / max(self._clock() - self._start, 1e-9)  # seconds a second
-        if made_s:
+        speed = 0.0
+        if made_s and self._start is not None:
+            speed = made_s / max(self._clock() - self._start, 1e-9)  # seconds a second
             parts.append(f"{speed:.1f} h/h")
         parts.append(f"{rejected} rejected")
-        if made_s:
+        if speed:
             left_s = max(self.total_s - made_s - kept_s, 0.0) / speed
             parts.append(f"{datetime.timedelta(seconds=round(left_s))} left")
         return ", ".join(parts)

@@ -66,6 +66,7 @@ class ShardMaker:
         ``note`` is told how far it is after each utterance. The file appears whole or not at all, at the end.
         """
         note = note or (lambda done: None)
+        note(Done())
         n_versions = self.config.n_versions(split)
         key = self._key(utterances, n_versions)
         metadata = metadata_of(path)
