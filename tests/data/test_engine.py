@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import torch
 
+import fakes
+from fakes import INVENTORY, FakeCodec
 from valle.data import engine
 from valle.data.pack import Pack
 from valle.data.prepare import build_pack
@@ -21,35 +23,22 @@ from valle.data.recognise import Transcript, TranscriptCache, merge_transcripts,
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
 
-INVENTORY = PhonemeInventory("test", (" ", *"abcdefghijklmnopqrstuvwxyz"))
 SHARD_HOURS = 2.5 / 3600
 
 
-class FakeCodec:
-    """Codes that follow the samples. May die by ``kill -9`` on recordings of a certain length."""
+class DeadlyCodec(FakeCodec):
+    """Dies by ``kill -9`` on recordings of a certain length; with ``once``, a file, only the first time."""
 
-    sample_rate, hop_length, n_quantizers, codebook_size, frame_rate = 24000, 320, 8, 1024, 75.0
-
-    def __init__(self, deadly_frames=0, once=None):
+    def __init__(self, deadly_frames, once=None):
+        super().__init__()
         self.deadly_frames, self.once = deadly_frames, once
 
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-    def fingerprint(self):
-        return "fake"
-
     def encode(self, wav):
-        wav = torch.nn.functional.pad(wav[0, 0], (0, -wav.shape[2] % 320)).view(-1, 320)
-        if len(wav) == self.deadly_frames and not (self.once and self.once.exists()):
+        if -(-wav.shape[2] // 320) == self.deadly_frames and not (self.once and self.once.exists()):
             if self.once:
                 self.once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        level = (wav.square().mean(1).sqrt() * 1000).long().clamp(max=1000)  # [T]
-        return (level + torch.arange(8).unsqueeze(1)).unsqueeze(0)  # [1, 8, T]
+        return super().encode(wav)
 
 
 class FakeRecogniser:
@@ -103,10 +92,13 @@ def two_workers():
     """Ray for all tests here: starting it takes seconds."""
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+    ours = (sys.modules[__name__], fakes)  # workers cannot import the tests
+    for module in ours:
+        ray.cloudpickle.register_pickle_by_value(module)
     with engine._ray(2, None):
         yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    for module in ours:
+        ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_two_workers_make_what_one_makes_and_one_that_dies_is_replaced(corpus, tmp_path, two_workers, capfd):
@@ -114,7 +106,7 @@ def test_two_workers_make_what_one_makes_and_one_that_dies_is_replaced(corpus, t
     assert len(one.shards) > 4
     once = tmp_path / "died"
     n_frames = Pack(tmp_path / "one").split("train").n_frames
-    codec = FakeCodec(int(n_frames[4]), once)
+    codec = DeadlyCodec(int(n_frames[4]), once)
     assert build(corpus, tmp_path / "two", codec, workers=2) == one
     assert once.exists()
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -127,7 +119,7 @@ def test_one_who_always_dies_is_one_sentence_and_the_rest_is_kept(corpus, tmp_pa
     pack, out = Pack(tmp_path / "one"), tmp_path / "two"
     n_frames = pack.split("train").n_frames
     with pytest.raises(ValleError, match=r"workers died .* train-0000\d.safetensors; all other shards are complete"):
-        build(corpus, out, FakeCodec(int(n_frames[4])), workers=2)
+        build(corpus, out, DeadlyCodec(int(n_frames[4])), workers=2)
     assert not (out / "dataset.json").exists()
     made = {path: path.stat().st_ino for path in out.glob("*.safetensors")}
     assert len(made) == len(pack.info.shards) - 1

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
-import pickle
 import platform
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -59,6 +59,16 @@ class Shard(NamedTuple):
     utterances: list[Utterance]
     """In their order; those without text are transcribed where there is a recogniser."""
 
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps([*self[:3], [asdict(u) for u in self.utterances]], default=str)  # a path is no JSON
+
+    @classmethod
+    def from_json(cls, text: str) -> Shard:
+        """What ``to_json`` wrote."""
+        number, file, split, utterances = json.loads(text)
+        return cls(number, file, split, [Utterance(**{**u, "path": Path(u["path"])}) for u in utterances])
+
 
 class Made(NamedTuple):
     """A shard that is complete."""
@@ -67,6 +77,16 @@ class Made(NamedTuple):
     """What ``dataset.json`` says of it."""
     rejected: list[dict[str, str]]
     """What was left out of it: id, split, reason, detail."""
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps([asdict(self.info), self.rejected])
+
+    @classmethod
+    def from_json(cls, text: str) -> Made:
+        """What ``to_json`` wrote."""
+        info, rejected = json.loads(text)
+        return cls(ShardInfo(**info), rejected)
 
 
 @dataclass(frozen=True)
@@ -283,7 +303,9 @@ class _Tally:
 
 
 class _RayWorker:
-    """A ``Worker`` as an actor of Ray Data's pool: rows ``{number, shard}`` to rows ``{number, made}``.
+    """A ``Worker`` as an actor of Ray Data's pool: rows ``{number, shard}`` to rows ``{number, made, done, failure}``.
+
+    What is in a row is a number or JSON; ``made`` is empty where there is a failure.
 
     NOTE what fails goes back as a row: Ray would wrap one sentence in pages. And Ray begins a shard again for ever when
     its worker dies, so it is counted here.
@@ -294,17 +316,16 @@ class _RayWorker:
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result: tuple[Made, Done] | _Failure
-        if self._begin(row["number"]) > self._tries:
-            result = _Failure("", "lost")
-        else:
+        made, done, failure = "", Done(), _Failure("", "lost")
+        if self._begin(row["number"]) <= self._tries:
             try:
-                result = self._make(pickle.loads(row["shard"]))
+                result, done = self._make(Shard.from_json(row["shard"]))
+                made = result.to_json()
             except ValleError as error:
-                result = _Failure(str(error), "mistake")
+                failure = _Failure(str(error), "mistake")
             except Exception:
-                result = _Failure(traceback.format_exc(), "defect")
-        return {"number": row["number"], "made": pickle.dumps(result)}
+                failure = _Failure(traceback.format_exc(), "defect")
+        return {"number": row["number"], "made": made, "done": json.dumps(done), "failure": json.dumps(failure)}
 
     def _begin(self, number: int) -> int:
         import ray
@@ -365,7 +386,7 @@ def _make_by_ray(
 
         _check_gpus(recipe, workers, address)
         tally = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
-        rows = [{"number": shard.number, "shard": pickle.dumps(shard)} for shard in shards]
+        rows = [{"number": shard.number, "shard": shard.to_json()} for shard in shards]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _RayWorker,
             fn_constructor_args=(_put(recipe), tally, TRIES, os.getcwd(), list(seen.values())),
@@ -415,16 +436,16 @@ def _in_order(rows: Any, tally: Any, shards: Sequence[Shard], progress: Progress
     listener.start()
     try:
         for row in _told_simply(rows):
-            result: tuple[Made, Done] | _Failure = pickle.loads(row["made"])
-            if isinstance(result, _Failure):
-                if result.kind == "defect":
-                    raise RuntimeError(f"a worker failed:\n{result.message}")
-                if result.kind == "mistake":
-                    raise ValleError(result.message)
+            if not row["made"]:
+                failure = _Failure(*json.loads(row["failure"]))
+                if failure.kind == "defect":
+                    raise RuntimeError(f"a worker failed:\n{failure.message}")
+                if failure.kind == "mistake":
+                    raise ValleError(failure.message)
                 continue
             finished.add(row["number"])
-            waiting[row["number"]], done = result
-            progress.note(row["number"], done)
+            waiting[row["number"]] = Made.from_json(row["made"])
+            progress.note(row["number"], Done(*json.loads(row["done"])))
             while coming in waiting:
                 yield waiting.pop(coming)
                 coming += 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 
 from valle.data.corpus import Utterance, load_wav
-from valle.data.probe import BadAudio, probe
+from valle.data.probe import SILENCE_PEAK, SILENT, BadAudio, probe
 from valle.data.quality import QualityConfig, judge, measure
 from valle.errors import ValleError
 
@@ -26,8 +26,6 @@ Phonemize = Callable[[str, str], Sequence[str]]
 A = TypeVar("A")
 B = TypeVar("B")
 
-SILENCE_PEAK = 1e-3
-"""A recording that never gets louder than this, -60 dBFS, is silence."""
 MAX_PHONEMES_PER_S = 35.0
 """Nobody speaks faster (fast conversation has about 20): the text is not what is said."""
 MIN_PHONEMES_PER_S = 1.5
@@ -132,7 +130,7 @@ def load_utterance(utterance: Utterance, sample_rate: int, config: PrepareConfig
     except ValleError as error:
         raise Rejected("unreadable audio") from error
     if float(wav.abs().max()) < SILENCE_PEAK:
-        raise Rejected("silent audio")
+        raise Rejected(SILENT)
     if config.quality is not None:
         reason = judge(measure(wav, sample_rate, text=utterance.text), config.quality)
         if reason is not None:

@@ -222,12 +222,8 @@ class AR(nn.Module):
             index = frame_index(durations, phoneme_lens, codes.shape[1] + 1)  # [B, T + 1]
             x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens)
         # What is said at the phonemes' <eos> and after it; what is said before is of no use.
-        t = torch.arange(batch.codes.shape[1] + 1, device=x.device)
-        columns = (text_lens.unsqueeze(1) - 1 + t).unsqueeze(-1).expand(-1, -1, x.shape[-1])  # [B, T + 1, D]
-        local = None
-        if self.config.local_layers:
-            local, _ = self.local(x.gather(1, columns))  # [B, T + 1, D]
-            x = x.scatter_add(1, columns, (local * self.local.scale).to(x.dtype))
+        columns = self._code_columns(text_lens, batch.codes.shape[1] + 1)
+        x, local, _ = self._add_local(x, columns)
         h = self._transform(x, text_lens).gather(1, columns)  # [B, T + 1, D]
         if local is not None:
             h = h + self.local.out(local)
@@ -422,12 +418,8 @@ class AR(nn.Module):
             x = x + self._guide(context, index, age.masked_fill(is_new, 0), text_lens)
         lens = text_lens + prompt_lens  # [B]
         longest = int(lens.max())
-        local, pasts = None, None
-        if self.config.local_layers:
-            t = torch.arange(prompt.shape[1] + 1, device=x.device)
-            columns = (text_lens.unsqueeze(1) - 1 + t).unsqueeze(-1).expand(-1, -1, x.shape[-1])  # [B, T' + 1, D]
-            local, pasts = self.local(x.gather(1, columns), prompt_lens + 1)  # [B, T' + 1, D]
-            x = x.scatter_add(1, columns, (local * self.local.scale).to(x.dtype))
+        x, local, pasts = self._add_local(x, self._code_columns(text_lens, prompt.shape[1] + 1), prompt_lens + 1)
+        if local is not None:
             local = local[torch.arange(len(x), device=x.device), prompt_lens]  # [B, D] at the place of the first code
         x = x[:, :longest]
         cache = KVCache(self.config.transformer, len(x), longest + max_frames, like=x)
@@ -512,6 +504,23 @@ class AR(nn.Module):
     def _place(self, context: Tensor, index: Tensor, age: Tensor) -> Tensor:
         """context [B, S + 1, D], index and age [B, T] of frames -> [B, T, D]."""
         return look_up(context, index) + self.age_emb(age.clamp(max=N_AGES - 1))  # type: ignore[no-any-return]
+
+    def _code_columns(self, text_lens: Tensor, n: int) -> Tensor:
+        """Where the first n codes are foretold in packed rows, ready for ``gather``: [B, n, D]."""
+        t = torch.arange(n, device=text_lens.device)
+        return (text_lens.unsqueeze(1) - 1 + t).unsqueeze(-1).expand(-1, -1, self.config.transformer.dim)
+
+    def _add_local(
+        self, x: Tensor, columns: Tensor, lens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
+        """Add to packed rows x what convolutions over ``columns`` find; also that [B, n, D], and their pasts.
+
+        ``lens`` [B]: after how many of the columns ``decode`` goes on.
+        """
+        if not self.config.local_layers:
+            return x, None, None
+        local, pasts = self.local(x.gather(1, columns), lens)  # [B, n, D]
+        return x.scatter_add(1, columns, (local * self.local.scale).to(x.dtype)), local, pasts
 
     def _transform(self, x: Tensor, text_lens: Tensor, cache: KVCache | None = None) -> Tensor:
         if self.config.phoneme_attention == "causal":

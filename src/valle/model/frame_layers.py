@@ -7,24 +7,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LocalContext(nn.Module):
-    """Residual convolutions over time that never see padding."""
+class _Convolutions(nn.Module):
+    """What both have: a norm, ``n_layers`` convolutions over 7 frames, and a way out beside the transformer."""
 
     kernel_size = 7
 
-    def __init__(self, dim: int, n_layers: int) -> None:
+    def __init__(self, dim: int, n_layers: int, padding: int) -> None:
         super().__init__()
         self.scale = dim**-0.5  # what it says is as large as the transformer's output, embeddings are small beside it
         self.norm = nn.LayerNorm(dim)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(dim, dim, self.kernel_size, padding=self.kernel_size // 2) for _ in range(n_layers)
-        )
+        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, self.kernel_size, padding=padding) for _ in range(n_layers))
         self.out = nn.Linear(dim, dim)
         for layer in (*self.convs, self.out):
             assert isinstance(layer, nn.Conv1d | nn.Linear)
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
             nn.init.zeros_(layer.bias)
+
+
+class LocalContext(_Convolutions):
+    """Residual convolutions over time that never see padding."""
+
+    def __init__(self, dim: int, n_layers: int) -> None:
+        super().__init__(dim, n_layers, padding=self.kernel_size // 2)
 
     def forward(self, x: Tensor, is_frame: Tensor) -> Tensor:
         """x [B, T, D], is_frame [B, T] bool -> [B, T, D]."""
@@ -35,22 +40,11 @@ class LocalContext(nn.Module):
         return x
 
 
-class CausalContext(nn.Module):
+class CausalContext(_Convolutions):
     """Residual convolutions over time that see a frame and those before it, at once or frame by frame."""
 
-    kernel_size = 7
-
     def __init__(self, dim: int, n_layers: int) -> None:
-        super().__init__()
-        self.scale = dim**-0.5  # what it says is as large as the transformer's output, embeddings are small beside it
-        self.norm = nn.LayerNorm(dim)
-        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, self.kernel_size) for _ in range(n_layers))
-        self.out = nn.Linear(dim, dim)
-        for layer in (*self.convs, self.out):
-            assert isinstance(layer, nn.Conv1d | nn.Linear)
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
-            nn.init.zeros_(layer.bias)
+        super().__init__(dim, n_layers, padding=0)
 
     def forward(self, x: Tensor, lens: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """

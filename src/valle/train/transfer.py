@@ -26,7 +26,6 @@ from torch import Tensor
 from valle.data.pack import Pack, PackSplit
 from valle.errors import ValleError
 from valle.model.ar import AR
-from valle.model.nar import NAR
 from valle.train.config import Kind, TaskConfig, load_train_config
 from valle.train.tasks import load_weights, make_task
 
@@ -55,8 +54,6 @@ def transfer(kind: Kind, config_path: str | Path, model: str | Path, old_pack: s
     task_config: TaskConfig = getattr(config, kind)
     new_pack = Pack(config.pack)
     old = load_weights(kind, model)
-    if not isinstance(old, AR | NAR):
-        raise TypeError(kind)
     torch.manual_seed(config.seed)
     new = make_task(kind, task_config.model, new_pack.info).model
     if new.config.transformer != old.config.transformer:
