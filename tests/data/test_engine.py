@@ -1,6 +1,7 @@
 """Many workers make what one makes; whoever dies is replaced, what is complete stays, and progress is told."""
 
 import builtins
+import importlib.util
 import io
 import json
 import os
@@ -90,8 +91,12 @@ def contents(out, but=()):
 @pytest.fixture(scope="module")
 def two_workers():
     """Ray for all tests here: starting it takes seconds."""
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    engine.check_workers(2, None)  # before Ray is imported: so that it listens to this machine alone
+    import ray
+    import ray.data
+
     ours = (sys.modules[__name__], fakes)  # workers cannot import the tests
     for module in ours:
         ray.cloudpickle.register_pickle_by_value(module)
@@ -99,6 +104,19 @@ def two_workers():
         yield
     for module in ours:
         ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_ray_listens_to_this_machine_alone(two_workers, monkeypatch):
+    import psutil
+    from ray._private import ray_constants
+
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    heard = [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert heard
+    assert {ip.removeprefix("::ffff:") for ip in heard} == {"127.0.0.1"}
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)  # as it is when Ray was imported too soon
+    with pytest.raises(ValleError, match="imported before"):
+        engine._check_that_it_stays_here()
 
 
 def test_two_workers_make_what_one_makes_and_one_that_dies_is_replaced(corpus, tmp_path, two_workers, capfd):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 TRIES = 3
 """How often a shard is begun whose worker dies; then the others are made, and it is an error."""
 
+_LISTEN_WIDELY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # despite its name: 0 binds to 127.0.0.1, read at the import
 _TOLD_EVERY_S = 2.0  # between two messages of a worker about its shard
 _LOOKED_EVERY_S = 1.0  # between two looks at these messages
 
@@ -238,7 +239,7 @@ def check_workers(workers: int, ray_address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming default, of which it warns
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of its own doings
     if ray_address is None:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # despite its name it binds to 127.0.0.1
+        os.environ.setdefault(_LISTEN_WIDELY, "0")
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
@@ -489,6 +490,20 @@ def _check_gpus(recipe: Recipe, workers: int, address: str | None) -> None:
         )
 
 
+def _check_that_it_stays_here() -> None:
+    """
+    Raises:
+        ValleError: Ray was imported before it was told to listen to this machine alone.
+    """
+    from ray._private import ray_constants
+
+    if ray_constants.ENABLE_RAY_CLUSTER and os.environ.get(_LISTEN_WIDELY) == "0":
+        raise ValleError(
+            "Ray was imported before `valle prepare` was asked, and would listen to the whole network; set "
+            f"{_LISTEN_WIDELY}=0 in the environment before Python starts, or import ray afterwards"
+        )
+
+
 @contextlib.contextmanager
 def _ray(workers: int, address: str | None) -> Iterator[None]:
     """Ray, started on this machine for this process alone, or that of a cluster; what is already running is used.
@@ -504,11 +519,14 @@ def _ray(workers: int, address: str | None) -> Iterator[None]:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if address is None:
+                _check_that_it_stays_here()
                 # NOTE only "local" starts one in any case; without an address Ray would join one that is running.
                 own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
                 ray.init("local", num_cpus=workers, **own, **quiet)
             else:
                 ray.init(address, **quiet)
+        except ValleError:
+            raise
         except Exception as error:  # Ray raises nothing narrower when a part of it does not come up in time
             what = "Ray does not start on this machine" if address is None else f"there is no Ray cluster at {address}"
             reason = " ".join(str(error).split())[:200]
