@@ -20,7 +20,7 @@ from valle.data.pack import Pack
 from valle.data.prepare import build_pack
 from valle.data.progress import Done, Progress
 from valle.data.reading import PrepareConfig
-from valle.data.recognise import Transcript, TranscriptCache, merge_transcripts, parts_folder
+from valle.data.transcripts import Transcript, TranscriptCache, merge_transcripts, parts_folder
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
 

@@ -19,8 +19,8 @@ from valle.data.pack import Pack
 from valle.data.prepare import build_pack, main
 from valle.data.quality import QualityConfig
 from valle.data.reading import PrepareConfig, Rejected, ahead
-from valle.data.recognise import Transcript
 from valle.data.shards import metadata_of
+from valle.data.transcripts import Transcript
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
 

@@ -9,17 +9,8 @@ import pytest
 import soundfile
 
 from valle.data.corpus import Utterance
-from valle.data.recognise import (
-    Transcript,
-    TranscriptCache,
-    Word,
-    fill_texts,
-    load_recogniser,
-    main,
-    measure,
-    pick,
-    transcribe_all,
-)
+from valle.data.recognise import load_recogniser, main, measure, pick
+from valle.data.transcripts import Transcript, TranscriptCache, Word, fill_texts, transcribe_all
 from valle.errors import ValleError
 
 HELLO = Transcript("hello you", (Word("hello", 0.1, 0.4, 0.9), Word("you", 0.5, 0.7, 0.7)), 0.8)

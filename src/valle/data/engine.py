@@ -5,8 +5,8 @@ appears whole or not at all, and each worker computes with one thread, in this p
 whatever the number of workers, and whoever was stopped repeats at most the shards that were in the making. A worker
 holds the codec, the aligner, the recogniser and the pack that is to be like; they are loaded once, on its first shard.
 
-With several workers each shard's transcripts go into a file of their own (``recognise.parts_folder``), which are merged
-before and after the run.
+With several workers each shard's transcripts go into a file of their own (``transcripts.parts_folder``), and these are
+merged before and after the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from valle.errors import ValleError
 if TYPE_CHECKING:
     from valle.asr import Aligner
     from valle.codec.base import Codec
-    from valle.data.recognise import Recogniser, TranscriptCache
+    from valle.data.transcripts import Recogniser, TranscriptCache
     from valle.text import PhonemeInventory
 
 TRIES = 3
@@ -150,7 +150,8 @@ class Worker:
         self._recogniser: Recogniser | None = None
         self._transcripts: TranscriptCache | None = None
         if recipe.recogniser is not None:
-            from valle.data.recognise import TranscriptCache, load_recogniser
+            from valle.data.recognise import load_recogniser
+            from valle.data.transcripts import TranscriptCache
 
             assert recipe.transcripts is not None, "transcripts are kept"
             self._recogniser = (
@@ -175,7 +176,7 @@ class Worker:
     def _with_texts(self, shard: Shard) -> list[Utterance]:
         if self._recogniser is None or self._transcripts is None:
             return shard.utterances
-        from valle.data.recognise import TranscriptCache, fill_texts, parts_folder
+        from valle.data.transcripts import TranscriptCache, fill_texts, parts_folder
 
         cache = self._transcripts
         if not self._alone:
@@ -214,7 +215,7 @@ def make_shards(
     """
     check_workers(workers, ray_address)
     if recipe.recogniser is not None and recipe.transcripts is not None:
-        from valle.data.recognise import merge_transcripts
+        from valle.data.transcripts import merge_transcripts
 
         merge_transcripts(recipe.transcripts)  # left by a run that was stopped
     if workers == 1 and ray_address is None:

@@ -37,7 +37,7 @@ from valle.files import write_atomic
 if TYPE_CHECKING:
     from valle.asr import Aligner
     from valle.codec.base import Codec
-    from valle.data.recognise import Recogniser
+    from valle.data.transcripts import Recogniser
     from valle.text import PhonemeInventory
 
 

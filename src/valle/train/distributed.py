@@ -55,8 +55,8 @@ class Ranks:
     def wait(self) -> None:
         """Wait until all ranks have come here.
 
-        At a run's end the main rank still judges and writes. One that left the group and ended meanwhile would now and
-        then be aborted by the sockets' threads.
+        At a run's end the main rank still judges and writes. One that ended meanwhile was seen to be aborted, once, as
+        it left the group.
         """
         self.total([1.0])
 
