@@ -26,6 +26,10 @@ class SpeakOptions:
     """Draw only from the k likeliest codes; 0 for all. None: the model's choice."""
     repetition_aware: bool | None = None
     """Break loops by VALL-E 2's repetition-aware sampling. None: the model's choice."""
+    guidance: float | None = None
+    """How far the text pulls, 1 being off; for models that have learnt to go without. None: the model's choice."""
+    nar_guidance: float | None = None
+    """How far the prompt's voice pulls codebooks 2 to 8, likewise."""
     num_candidates: int = 1
     """Speak each piece so many times and keep the best (see ``pieces.score``)."""
     max_seconds: float | None = None
@@ -40,11 +44,13 @@ class SpeakOptions:
             raise ValleError(f"max_seconds is {self.max_seconds}; it must be at least 0.1")
         if self.nar_temperature is not None and not (math.isfinite(self.nar_temperature) and self.nar_temperature >= 0):
             raise ValleError(f"nar_temperature is {self.nar_temperature}; it must be 0 (the likeliest codes) or more")
+        if self.nar_guidance is not None and not (math.isfinite(self.nar_guidance) and self.nar_guidance >= 0):
+            raise ValleError(f"nar_guidance is {self.nar_guidance}; it must be 0 or more; 1 is off")
         self.sampling(SamplingConfig())  # says what is wrong with the others
 
     def sampling(self, default: SamplingConfig) -> SamplingConfig:
         """What is given here, and the model's choice for the rest."""
-        names = ("temperature", "top_p", "top_k", "repetition_aware")
+        names = ("temperature", "top_p", "top_k", "repetition_aware", "guidance")
         return replace(default, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 

@@ -57,6 +57,8 @@ class ModelInfo:
     """How to sample when the caller does not say: what was best on the dev split."""
     nar_temperature: float = 0.0
     """Likewise for codebooks 2 to 8; 0 takes the likeliest codes, as the paper does."""
+    nar_guidance: float = 1.0
+    """Likewise how far the prompt's voice pulls them; 1 is off."""
     continual_s: float = 3.0
     """What continual mode keeps of the recording; the paper has 3 s."""
     training: dict[str, Any] = field(default_factory=dict)

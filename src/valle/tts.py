@@ -146,8 +146,8 @@ class VALLE:
             continual: go on from the first 3 s of the recording with the rest of its transcript, then the text. The
                 wave begins with those 3 s, as the codec renders them.
             progress: is told how many pieces are done, and how many there are.
-            **options: fields of ``SpeakOptions``: seed, temperature, nar_temperature, top_p, top_k, repetition_aware,
-                num_candidates, max_seconds, lang.
+            **options: fields of ``SpeakOptions``: seed, temperature, nar_temperature, guidance, nar_guidance, top_p,
+                top_k, repetition_aware, num_candidates, max_seconds, lang.
 
         Returns:
             Audio with ``codes`` [8, T] and, in ``info``: model, voice, seed, pieces with their stop reasons, warnings.
@@ -377,14 +377,15 @@ class VALLE:
         options: SpeakOptions,
     ) -> dict[tuple[int, int], Tensor]:
         """All codebooks [8, t] of some rows, each a piece and a candidate."""
-        given = options.nar_temperature
+        info = self.model.info
         codes = self._add_codebooks(
             [pieces[i] for i, _ in rows],
             [codes_1[row] for row in rows],
             [index[row] for row in rows] if index else None,
             # Another stream of numbers than the AR model draws from.
             [seeds[i][c] ^ _NAR_SEED for i, c in rows],
-            self.model.info.nar_temperature if given is None else given,
+            info.nar_temperature if options.nar_temperature is None else options.nar_temperature,
+            info.nar_guidance if options.nar_guidance is None else options.nar_guidance,
         )
         return dict(zip(rows, codes, strict=True))
 
@@ -408,6 +409,7 @@ class VALLE:
         index: list[Tensor] | None,
         seeds: list[int],
         temperature: float,
+        guidance: float,
     ) -> list[Tensor]:
         """Codebook 1 [t_i] of each piece, and with alignment the place of each frame's phoneme -> codes [8, t_i]."""
         order = sorted(range(len(pieces)), key=lambda i: len(codes_1[i]))
@@ -433,6 +435,7 @@ class VALLE:
                 places,
                 prompt_places,
                 temperature=temperature,
+                guidance=guidance,
                 generators=[torch.Generator().manual_seed(seeds[i]) for i in batch],
             )
             out |= {i: codes[n, :, : len(codes_1[i])] for n, i in enumerate(batch)}

@@ -1,5 +1,6 @@
 """The AR model: what it reads, what it learns from, and that speaking is the same cached or not, batched or not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -440,3 +441,64 @@ def test_wrong_codes_are_read_in_training_only_and_never_asked_for():
     assert batch.codes.equal(make_batch().codes)
     with pytest.raises(ValleError, match="code_noise"):
         ARConfig(n_phonemes=11, code_noise=1.0)
+
+
+def test_guidance_is_the_text_taken_further():
+    """Logits with guidance g are those without a text, plus g times what the text changes; rows do not mix."""
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2)
+    model, batch = make(config), make_batch()
+    silent = batch._replace(phonemes=torch.full_like(batch.phonemes, model.phoneme_eos_id))
+    guided = SamplingConfig(temperature=0, guidance=2.5)
+    said = model.generate(*batch[:4], sampling=guided, max_frames=8)
+    plain = model.generate(*batch[:4], sampling=GREEDY, max_frames=8)
+    assert any(not torch.equal(a, b) for a, b in zip(said.codes, plain.codes, strict=True))
+    for i in range(3):
+        codes = row(batch, i).codes
+        for code in said.codes[i]:
+            told, untold = (
+                logits_of(model, *row(b, i)._replace(codes=codes, code_lens=torch.tensor([codes.shape[1]]))[:4])[0, -1]
+                for b in (batch, silent)
+            )
+            assert int((untold + 2.5 * (told - untold)).argmax()) == int(code)
+            codes = torch.cat([codes, code.view(1, 1)], dim=1)
+        alone = model.generate(*row(batch, i)[:4], sampling=guided, max_frames=8)
+        assert torch.equal(alone.codes[0], said.codes[i])
+        torch.testing.assert_close(alone.log_probs[0], said.log_probs[i], atol=1e-5, rtol=0)
+
+
+def test_guidance_with_alignment_hides_the_phoneme_of_every_frame_too():
+    config = ARConfig(
+        n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2, alignment=True, phoneme_kinds=(0,) * 11
+    )
+    model, batch = make(config), make_batch()
+    durations = torch.tensor([[1, 2, 2, 0, 0, 0], [0] * 6, [3, 3, 3, 0, 0, 0]])
+    blind = torch.tensor([True, False, True])
+    other = batch._replace(phonemes=(batch.phonemes + 3) % 11)
+    with torch.no_grad():
+        runs = []
+        for b in (batch, other):
+            logits, state = model.prefill(*b[:4], durations, max_frames=2, blind=blind)
+            index = torch.tensor([3, 0, 3])
+            runs.append((logits, model.decode(torch.tensor([1, 2, 3]), state, index, torch.zeros_like(index))))
+    for ours, theirs in zip(*runs, strict=True):
+        same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True)]
+        assert same == [True, False, True]
+
+
+def test_guidance_needs_a_model_that_knows_speech_without_text():
+    with pytest.raises(ValleError, match="text_dropout"):
+        make().generate(*make_batch()[:4], sampling=SamplingConfig(guidance=2), max_frames=3)
+    with pytest.raises(ValleError, match="text_dropout"):
+        ARConfig(n_phonemes=11, text_dropout=1.0)
+
+
+def test_phonemes_are_kept_from_rows_in_training_only():
+    still = dataclasses.replace(TINY, dropout=0.0)
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=still, text_dropout=0.99)
+    model, batch = make(config), make_batch()
+    exact = make(VARIANTS[0])(batch)
+    assert torch.equal(model(batch), exact)
+    torch.manual_seed(0)
+    untold = model.train()(batch)
+    silent = batch._replace(phonemes=torch.full_like(batch.phonemes, model.phoneme_eos_id))
+    torch.testing.assert_close(untold, make(VARIANTS[0])(silent), atol=1e-5, rtol=0)

@@ -26,6 +26,7 @@ VARIANTS = [
 
 ONE_PASS = NARConfig(n_phonemes=11, codebook_size=SIZE, transformer=TINY, one_pass=True)
 LOCAL = NARConfig(n_phonemes=11, codebook_size=SIZE, transformer=TINY, one_pass=True, local_layers=2)
+LOOK_UP = dataclasses.replace(LOCAL, prompt_heads=2, prompt_summary=True, prompt_dropout=0.5)
 
 
 def make(config=VARIANTS[0]):
@@ -94,7 +95,7 @@ def tables(model):
 # Reading
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, LOCAL])
+@pytest.mark.parametrize("config", [*VARIANTS, LOCAL, LOOK_UP])
 @pytest.mark.parametrize("padding", [0, -100, 10**6])
 @pytest.mark.parametrize("stage", [2, 5, 8])
 def test_padding_does_not_change_logits(config, padding, stage):
@@ -332,7 +333,7 @@ def test_the_papers_prompt_is_three_seconds():
 # Speaking
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS, LOCAL])
+@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS, LOCAL, LOOK_UP])
 def test_generation_is_the_arg_max_stage_by_stage(config):
     model, batch = make(config), make_batch()
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
@@ -344,7 +345,7 @@ def test_generation_is_the_arg_max_stage_by_stage(config):
     assert len(said.unique()) > 8
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS, LOCAL])
+@pytest.mark.parametrize("config", [*VARIANTS, ONE_PASS, LOCAL, LOOK_UP])
 def test_a_batch_equals_one_by_one(config):
     model, batch = make(config), make_batch(padding=-1)
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
@@ -462,14 +463,14 @@ def test_beginning_with_the_codebooks_keeps_their_geometry(tie):
             torch.testing.assert_close(after[k] / after[k].mean(), before[k] / before[k].mean(), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("config", [VARIANTS[0], LOCAL])
+@pytest.mark.parametrize("config", [VARIANTS[0], LOCAL, LOOK_UP])
 def test_nothing_to_complete_is_nothing(config):
     model, batch = make(config), make_batch()
     said = model.generate(*batch[:2], *batch[4:6], batch.codes[:, 0, :0], torch.zeros(3, dtype=torch.int64))
     assert said.shape == (3, 8, 0)
 
 
-@pytest.mark.parametrize("config", [VARIANTS[0], LOCAL])
+@pytest.mark.parametrize("config", [VARIANTS[0], LOCAL, LOOK_UP])
 def test_drawing_follows_the_seeds_and_not_the_batch(config):
     model, batch = make(config), make_batch()
 
@@ -485,3 +486,51 @@ def test_drawing_follows_the_seeds_and_not_the_batch(config):
     assert torch.equal(alone[0], drawn[2, :, : alone.shape[2]])
     greedy = say(batch, (1, 2, 3), 0.0)
     assert torch.equal(greedy, say(batch, (1, 2, 3), 1e-4))
+
+
+def test_the_look_up_finds_what_a_like_frame_of_the_prompt_holds():
+    """Trained on codes that follow from nothing but the prompt, it foretells them for voices it never heard."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(LOOK_UP, prompt_dropout=0.0, n_quantizers=2, prompt_summary=False)
+    model = NAR(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    def draw():
+        voice = torch.stack([torch.randperm(SIZE) for _ in range(16)])  # which codebook 2 goes with which codebook 1
+        first = torch.stack([torch.randperm(SIZE) for _ in range(16)])
+        target = torch.randint(0, SIZE, (16, 12))
+        prompt, codes = (torch.stack([x, voice.gather(1, x)], dim=1) for x in (first, target))
+        lens = [torch.full((16,), n) for n in (0, 12, SIZE)]
+        phonemes = torch.zeros(16, 0, dtype=torch.int64)
+        return NARBatch(phonemes, lens[0], codes, lens[1], prompt, lens[2], torch.ones(16, 12, dtype=torch.bool))
+
+    for _ in range(400):
+        batch = draw()
+        optimiser.zero_grad()
+        loss, metrics = model.loss(model(batch, 2), batch, 2)
+        loss.backward()
+        optimiser.step()
+    assert metrics["top1"] > 0.8
+
+
+def test_guidance_is_the_prompt_taken_further():
+    model, batch = make(LOOK_UP), make_batch()
+    args = (*batch[:2], *batch[4:6], batch.codes[:, 0], batch.code_lens)
+    guided, plain = model.generate(*args, guidance=3.0), model.generate(*args)
+    assert not torch.equal(guided[1:], plain[1:])
+    assert torch.equal(guided[0], plain[0])  # it has no prompt
+    alone = batch._replace(prompt_lens=torch.zeros(3, dtype=torch.int64), codes=guided)
+    for stage in range(2, 9):
+        told, untold = (logits_of(model, b, stage) for b in (batch._replace(codes=guided), alone))
+        said = (untold + 3 * (told - untold)).argmax(-1)
+        assert torch.equal(said[batch.in_loss], guided[:, stage - 1][batch.in_loss])
+    with pytest.raises(ValleError, match="prompt_dropout"):
+        make(LOCAL).generate(*args, guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"prompt_heads": 3}, {"prompt_heads": 2, "local_layers": 0}, {"prompt_dropout": 1.0}]
+)
+def test_a_look_up_that_cannot_be_is_refused(options):
+    with pytest.raises(ValleError, match=next(iter(options))):
+        dataclasses.replace(LOCAL, **options)

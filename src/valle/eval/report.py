@@ -77,6 +77,8 @@ def _speech(args: argparse.Namespace) -> Measured:
     asked = {
         "temperature": args.temperature,
         "nar_temperature": args.nar_temperature,
+        "guidance": args.guidance,
+        "nar_guidance": args.nar_guidance,
         "top_p": args.top_p,
         "top_k": args.top_k,
         "num_candidates": args.num_candidates,
@@ -200,6 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument("--listen", type=int, metavar="N", help="write the waves of so many trials (all)")
     speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--nar-temperature", type=float, help="of codebooks 2 to 8 (the model's choice)")
+    speech.add_argument("--guidance", type=float, help="by the text, 1 is off (the model's choice)")
+    speech.add_argument("--nar-guidance", type=float, help="by the voice, for codebooks 2 to 8 (the model's choice)")
     speech.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")
     speech.add_argument("--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (1)")

@@ -78,6 +78,9 @@ class ARConfig:
     code_noise: float = 0.0
     """Share of the codes read in training that are replaced by random ones, so that the model learns to go on after a
     code of its own that was wrong, and to heed the phonemes; the paper has none."""
+    text_dropout: float = 0.0
+    """Share of the rows in training that are not told their phonemes. A model that knows what speech is like without a
+    text can be guided by what the text changes (``SamplingConfig.guidance``); the paper has none."""
     local_layers: int = 0
     """Causal convolutions (7 frames each) that read the codes before the transformer and pass on to the output beside
     it; 0: none (the paper). What a code lost in rounding stands in its neighbours', and attention finds that out
@@ -90,6 +93,8 @@ class ARConfig:
             raise ValleError(f"local_layers is {self.local_layers}; it must be 0 (none) or more")
         if not 0 <= self.code_noise < 1:
             raise ValleError(f"code_noise is {self.code_noise}; it must be at least 0 (off) and below 1")
+        if not 0 <= self.text_dropout < 1:
+            raise ValleError(f"text_dropout is {self.text_dropout}; it must be at least 0 (off) and below 1")
         if self.alignment and len(self.phoneme_kinds) != self.n_phonemes:
             raise ValleError(
                 f"alignment needs the kind of each of the {self.n_phonemes} phonemes, but phoneme_kinds has "
@@ -152,6 +157,7 @@ class ARState:
     context: Tensor | None = None  # [B, S + 1, D] with alignment, the vectors of the phonemes
     moves: Tensor | None = None  # [B, 3] float32, with alignment, logits of where the frame after the next belongs
     pasts: list[Tensor] | None = None  # with convolutions, what each has read last
+    blind: Tensor | None = None  # [B] bool, rows that are not told their phonemes
 
 
 class AR(nn.Module):
@@ -215,12 +221,15 @@ class AR(nn.Module):
         if self.training and self.config.code_noise > 0:  # drawn like dropout, from torch's own generator
             is_wrong = torch.rand(codes.shape, device=codes.device) < self.config.code_noise  # [B, T]
             codes = torch.where(is_wrong, torch.randint_like(codes, self.config.codebook_size), codes)
-        x, text_lens = self._embed(phonemes, phoneme_lens, codes, code_lens)  # [B, S + 1 + T, D]
+        blind = None
+        if self.training and self.config.text_dropout > 0:
+            blind = torch.rand(len(codes), device=codes.device) < self.config.text_dropout  # [B]
+        x, text_lens = self._embed(phonemes, phoneme_lens, codes, code_lens, blind)  # [B, S + 1 + T, D]
         if self.config.alignment:
             assert durations is not None, "a model with alignment needs the durations of the phonemes"
             context = self.context(phonemes, phoneme_lens)  # [B, S + 1, D]
             index = frame_index(durations, phoneme_lens, codes.shape[1] + 1)  # [B, T + 1]
-            x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens)
+            x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens, blind)
         # What is said at the phonemes' <eos> and after it; what is said before is of no use.
         columns = self._code_columns(text_lens, batch.codes.shape[1] + 1)
         x, local, _ = self._add_local(x, columns)
@@ -326,13 +335,13 @@ class AR(nn.Module):
             prompt: [B, T'] codebook 1 of the prompt; T' may be 0.
             prompt_lens: [B].
             prompt_durations: [B, S] frames that each phoneme has in the prompt, prompt_lens in all; with alignment.
-            sampling: how codes are drawn.
+            sampling: how codes are drawn; with its guidance every row is read twice, the second time without phonemes.
             max_frames: most new frames, for all rows or [B].
             min_frames: ``<eos>`` is not drawn before so many new frames, for all rows or [B]; not with alignment.
             generators: one a row, fresh: a row then gives the same codes alone and in any batch. None: torch's own.
 
         Raises:
-            ValleError: min_frames above max_frames, or max_frames below 1.
+            ValleError: min_frames above max_frames, max_frames below 1, or guidance for a model without text_dropout.
         """
         assert not self.training, "call eval() before generating: dropout is on"
         n_rows, device = len(phonemes), phonemes.device
@@ -349,14 +358,30 @@ class AR(nn.Module):
             assert prompt_durations is not None, "a model with alignment needs the durations of the prompt's phonemes"
             drawing = generators if sampling.temperature > 0 else None
             pointer = Pointer(phonemes, phoneme_lens, prompt_durations, self.kinds, drawing)
+        guidance = sampling.guidance
+        if guidance != 1 and self.config.text_dropout == 0:
+            raise ValleError(
+                f"guidance is {guidance:g}, but this model has not learnt to go without phonemes (text_dropout); leave "
+                "guidance 1"
+            )
+        both = 1 if guidance == 1 else 2
         logits, state = self.prefill(
-            phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations, max_frames=max(most)
-        )  # [B, codebook_size + 1]
+            torch.cat([phonemes] * both),
+            torch.cat([phoneme_lens] * both),
+            torch.cat([prompt] * both),
+            torch.cat([prompt_lens] * both),
+            None if prompt_durations is None else torch.cat([prompt_durations] * both),
+            max_frames=max(most),
+            blind=None if both == 1 else torch.arange(2 * n_rows, device=device) >= n_rows,
+        )  # [both * B, codebook_size + 1]
         recent = _last_codes(prompt, prompt_lens, sampling.ras_window) if sampling.repetition_aware else None
         earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
         for n in range(max(most)):
-            log_probs = logits.log_softmax(dim=-1)  # the model's own, before <eos> is held back
+            log_probs = logits[:n_rows].log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
+            if both == 2:
+                told, blind = logits.chunk(2)  # [B, codebook_size + 1] each
+                logits = blind + guidance * (told - blind)
             logits[:, self.eos_id].masked_fill_((n < earliest) | self.config.alignment, -torch.inf)
             tokens = sample(logits, sampling, generators, recent)  # [B]
             log_probs = log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)  # [B]
@@ -364,7 +389,7 @@ class AR(nn.Module):
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
             index = None if pointer is None else list(pointer.index)
-            moves = None if state.moves is None else state.moves.softmax(dim=-1).tolist()  # [B][3]
+            moves = None if state.moves is None else state.moves[:n_rows].softmax(dim=-1).tolist()  # [B][3]
             for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
                 if reasons[i] is not None:
                     continue
@@ -384,10 +409,11 @@ class AR(nn.Module):
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             # Rows that have ended are carried along; nobody reads them.
+            tokens = torch.cat([tokens] * both)
             if pointer is None:
                 logits = self.decode(tokens, state)
             else:
-                places = torch.tensor([pointer.index, pointer.age], device=device)  # [2, B]
+                places = torch.tensor([pointer.index * both, pointer.age * both], device=device)  # [2, both * B]
                 logits = self.decode(tokens, state, places[0], places[1])
 
     def prefill(
@@ -399,13 +425,14 @@ class AR(nn.Module):
         prompt_durations: Tensor | None = None,
         *,
         max_frames: int,
+        blind: Tensor | None = None,
     ) -> tuple[Tensor, ARState]:
-        """Read phonemes and prompt, with arguments as for ``steps``.
+        """Read phonemes and prompt, with arguments as for ``steps``; where ``blind`` [B] bool, the prompt alone.
 
         Returns:
             logits [B, codebook_size + 1] float32 of the first new code, and the state for up to ``max_frames`` of them.
         """
-        x, text_lens = self._embed(phonemes, phoneme_lens, prompt, prompt_lens)  # [B, S + 1 + T', D]
+        x, text_lens = self._embed(phonemes, phoneme_lens, prompt, prompt_lens, blind)  # [B, S + 1 + T', D]
         context = None
         if self.config.alignment:
             assert prompt_durations is not None, "a model with alignment needs the durations of the prompt's phonemes"
@@ -415,7 +442,7 @@ class AR(nn.Module):
             is_new = torch.arange(index.shape[1], device=x.device) == prompt_lens.unsqueeze(1)  # [B, T' + 1]
             first = first_symbol(phonemes, phoneme_lens, prompt_durations, self.kinds)  # [B]
             index = torch.where(is_new, first.unsqueeze(1), index)
-            x = x + self._guide(context, index, age.masked_fill(is_new, 0), text_lens)
+            x = x + self._guide(context, index, age.masked_fill(is_new, 0), text_lens, blind)
         lens = text_lens + prompt_lens  # [B]
         longest = int(lens.max())
         x, local, pasts = self._add_local(x, self._code_columns(text_lens, prompt.shape[1] + 1), prompt_lens + 1)
@@ -428,7 +455,7 @@ class AR(nn.Module):
         if bool((lens < longest).any()):
             column = torch.arange(cache.max_len, device=x.device)
             mask = ((column < lens.unsqueeze(1)) | (column >= longest)).view(len(x), 1, 1, -1)  # [B, 1, 1, max_len]
-        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask, context, pasts=pasts)
+        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask, context, pasts=pasts, blind=blind)
         return self._foretell(h[torch.arange(len(x), device=x.device), lens - 1], local, state), state
 
     def decode(self, codes: Tensor, state: ARState, index: Tensor | None = None, age: Tensor | None = None) -> Tensor:
@@ -447,7 +474,8 @@ class AR(nn.Module):
         if state.context is not None:
             assert index is not None, "a model with alignment needs the symbol of the next frame"
             assert age is not None, "a model with alignment needs the age of the next frame"
-            x = x + self._place(state.context, index.unsqueeze(1), age.unsqueeze(1)).squeeze(1)  # [B, D]
+            told = self._place(state.context, index.unsqueeze(1), age.unsqueeze(1)).squeeze(1)  # [B, D]
+            x = x + (told if state.blind is None else told.masked_fill(state.blind.unsqueeze(1), 0))
         local = None
         if state.pasts is not None:
             local = self.local.step(x, state.pasts)  # [B, D]
@@ -470,12 +498,19 @@ class AR(nn.Module):
 
     # What both share
 
-    def _embed(self, phonemes: Tensor, phoneme_lens: Tensor, codes: Tensor, code_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Packed rows ``phonemes <eos> codes padding`` [B, S + 1 + T, D], and in which column their codes begin [B]."""
+    def _embed(
+        self, phonemes: Tensor, phoneme_lens: Tensor, codes: Tensor, code_lens: Tensor, blind: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Packed rows ``phonemes <eos> codes padding`` [B, S + 1 + T, D], and in which column their codes begin [B].
+
+        Where ``blind`` [B] bool, all phonemes are <eos>.
+        """
         n_text = phonemes.shape[1] + 1
         length = n_text + codes.shape[1]
         # Padding becomes a valid token, whatever the caller put there; where the phonemes end, that is their <eos>.
         text = F.pad(phonemes, (0, 1)).where(padding_mask(phoneme_lens, n_text), self.phoneme_eos_id)  # [B, S + 1]
+        if blind is not None:
+            text = text.masked_fill(blind.unsqueeze(1), self.phoneme_eos_id)
         codes = codes.where(padding_mask(code_lens, codes.shape[1]), self.eos_id)  # [B, T]
         text_lens = phoneme_lens + 1
 
@@ -490,16 +525,22 @@ class AR(nn.Module):
         x = F.embedding(ids, tables) + F.embedding(position, self.positions(length))
         return x, text_lens
 
-    def _guide(self, context: Tensor, index: Tensor, age: Tensor, text_lens: Tensor) -> Tensor:
+    def _guide(
+        self, context: Tensor, index: Tensor, age: Tensor, text_lens: Tensor, blind: Tensor | None = None
+    ) -> Tensor:
         """What the places that foretell frames are told of them, in packed rows: [B, S + 1 + T, D], 0 elsewhere.
 
-        context [B, S + 1, D]; index and age [B, T + 1] of each frame and of the end; text_lens [B].
+        context [B, S + 1, D]; index and age [B, T + 1] of each frame and of the end; text_lens [B]; blind [B] bool,
+        rows that are told nothing.
         """
         n_frames = index.shape[1]
         column = torch.arange(context.shape[1] + n_frames - 1, device=index.device)  # [S + 1 + T]
         t = column - text_lens.unsqueeze(1) + 1  # [B, S + 1 + T]; the phonemes' <eos> foretells frame 0
         frame = t.clamp(0, n_frames - 1)
-        return self._place(context, index.gather(1, frame), age.gather(1, frame)).masked_fill((t < 0).unsqueeze(-1), 0)
+        is_silent = t < 0 if blind is None else (t < 0) | blind.unsqueeze(1)
+        return self._place(context, index.gather(1, frame), age.gather(1, frame)).masked_fill(
+            is_silent.unsqueeze(-1), 0
+        )
 
     def _place(self, context: Tensor, index: Tensor, age: Tensor) -> Tensor:
         """context [B, S + 1, D], index and age [B, T] of frames -> [B, T, D]."""

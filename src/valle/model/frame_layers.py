@@ -1,4 +1,5 @@
-"""Small networks beside a transformer, for the departures ``local_layers`` (AR, NAR) and ``one_pass`` (NAR)."""
+"""Small networks beside a transformer, for the departures ``local_layers`` (AR, NAR), ``one_pass`` and
+``prompt_heads`` (NAR)."""
 
 from __future__ import annotations
 
@@ -33,6 +34,8 @@ class LocalContext(_Convolutions):
 
     def forward(self, x: Tensor, is_frame: Tensor) -> Tensor:
         """x [B, T, D], is_frame [B, T] bool -> [B, T, D]."""
+        if not x.shape[1]:
+            return x
         x = self.norm(x)
         for conv in self.convs:
             y = x.masked_fill(~is_frame.unsqueeze(-1), 0)
@@ -92,3 +95,57 @@ class FrameHead(nn.Module):
     def forward(self, h: Tensor, known: Tensor) -> Tensor:
         """h, known [B, T, D] -> [B, T, D]."""
         return h + self.out(F.gelu(self.up(torch.cat([h, known * self.scale], dim=-1))))  # type: ignore[no-any-return]
+
+
+class PromptLookUp(nn.Module):
+    """For each frame of the target what the prompt holds at the frames most like it: attention over the prompt alone.
+
+    Likeness is the cosine of what convolutions made of codebook 1, the same for both; what is brought back has all the
+    prompt's codebooks. With a voice of three seconds the codes after the first are largely a look-up, which a
+    transformer takes long to find: it would have to bring what the prompt's frames are like and what they hold into two
+    places of one vector.
+    """
+
+    def __init__(self, dim: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.scale = dim**-0.5  # as in the convolutions: large beside the output, small beside embeddings
+        self.like = nn.Linear(dim, dim, bias=False)  # of the prompt's frames, and of the target's
+        self.norm = nn.LayerNorm(dim)
+        self.value = nn.Linear(2 * dim, dim, bias=False)
+        self.nothing_key = nn.Parameter(torch.zeros(dim))  # of what stands for the prompt where nothing is like
+        self.nothing_value = nn.Parameter(torch.zeros(dim))
+        self.sharpness = nn.Parameter(torch.full((n_heads, 1, 1), 2.5))  # log of what a cosine is multiplied by
+        self.mix = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        for layer in (self.like, self.value, self.mix, self.out):
+            nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
+        nn.init.normal_(self.nothing_key, std=1.0)
+        nn.init.zeros_(self.mix.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def remember(self, features: Tensor, contents: Tensor, is_frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``forward`` looks things up in.
+
+        Args:
+            features: [B, T', D] of the prompt's frames.
+            contents: [B, T', D] what they hold, the sum of embeddings of all their codes.
+            is_frame: [B, T'] bool.
+        """
+        values = self.value(torch.cat([features, self.norm(contents)], dim=-1))  # [B, T', D]
+        keys = torch.cat([self.nothing_key.expand(len(features), 1, -1), self.like(features)], dim=1)
+        values = torch.cat([self.nothing_value.expand(len(features), 1, -1), values], dim=1)
+        return self._split(keys, is_key=True), self._split(values), F.pad(is_frame, (1, 0), value=True)
+
+    def forward(self, features: Tensor, memory: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """features [B, T, D] of the target's frames -> what was found [B, T, D]."""
+        keys, values, is_frame = memory
+        queries = self._split(self.like(features), is_key=True) * self.sharpness.exp()
+        # The scale is in the queries.
+        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_frame[:, None, None], scale=1.0)
+        return F.gelu(self.mix(found.transpose(1, 2).flatten(2)))
+
+    def _split(self, x: Tensor, is_key: bool = False) -> Tensor:
+        """x [B, T, D] -> [B, H, T, D / H], of length 1 when it ``is_key``."""
+        x = x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
+        return F.normalize(x, dim=-1) if is_key else x

@@ -12,7 +12,8 @@ Without prompt (T' = 0) or without phonemes (S = 0) this is the model of the pap
 
 Departures, all off by default: ``alignment`` tells every frame its phoneme (``valle.model.alignment``),
 ``prompt_summary`` the mean of the prompt; ``one_pass`` runs the transformer once for all stages, ``local_layers`` puts
-convolutions beside it, and ``codebook_dim`` has it foretell what the codes add up to as well.
+convolutions beside it, ``prompt_heads`` a look-up in the prompt, and ``codebook_dim`` has it foretell what the codes
+add up to as well.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from valle.codec.quantizer import nearest
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.model.alignment import PhonemeContext, frame_index, look_up
-from valle.model.frame_layers import FrameHead, LocalContext
+from valle.model.frame_layers import FrameHead, LocalContext, PromptLookUp
 from valle.model.retrieval import OTHER_PHONEME_WEIGHT, cheapest_path, frame_distances
 from valle.model.transformer import (
     IGNORE_INDEX,
@@ -77,6 +78,13 @@ class NARConfig:
     local_layers: int = 0
     """Convolutions (7 frames each) that read the target before the transformer and pass on to the output beside it;
     0: none (the paper). What a code lost in rounding stands in its neighbours', and attention finds that out slowly."""
+    prompt_heads: int = 0
+    """Heads of an attention that only looks up which frames of the prompt are like a frame of the target, and what they
+    hold (``PromptLookUp``), before the transformer and passed on beside it; 0: none (the paper). Needs
+    ``local_layers``."""
+    prompt_dropout: float = 0.0
+    """Share of the rows in training that get no prompt, so that speaking can be guided by what the prompt changes; the
+    paper has none."""
     codebook_dim: int = 0
     """With ``one_pass``: width of the codec's vectors, to foretell as well what codebooks 2 to 8 add up to; 0: off. The
     error of a sum teaches more than whether each of seven codes was hit."""
@@ -90,6 +98,14 @@ class NARConfig:
     def __post_init__(self) -> None:
         if self.codebook_dim < 0 or self.local_layers < 0 or self.vector_weight < 0:
             raise ValleError("codebook_dim, local_layers and vector_weight must be at least 0")
+        if self.prompt_heads < 0 or (self.prompt_heads and self.transformer.dim % self.prompt_heads):
+            raise ValleError(
+                f"prompt_heads is {self.prompt_heads}; it must be 0 (none) or divide dim, {self.transformer.dim}"
+            )
+        if self.prompt_heads and not self.local_layers:
+            raise ValleError("prompt_heads compares what convolutions found; set local_layers, 2 is usual")
+        if not 0 <= self.prompt_dropout < 1:
+            raise ValleError(f"prompt_dropout is {self.prompt_dropout}; it must be at least 0 (off) and below 1")
         if self.codebook_dim and not self.one_pass:
             raise ValleError("codebook_dim is for a NAR with one_pass = true; leave it 0 or set one_pass")
         if self.complete_by != "codes" and not self.codebook_dim:
@@ -146,6 +162,7 @@ class _Known(NamedTuple):
     added: Tensor | None  # [B, T, D] or [B, 1, D], what is added to the target
     is_target: Tensor  # [B, T] bool
     mask: Tensor  # [B, 1, 1, S + T' + T] bool
+    memory: tuple[Tensor, Tensor, Tensor] | None  # with prompt_heads, of the prompt
 
 
 class NAR(nn.Module):
@@ -172,6 +189,8 @@ class NAR(nn.Module):
             nn.init.normal_(self.summary.weight, std=dim**-0.5)
         if config.local_layers:
             self.local = LocalContext(dim, config.local_layers)
+        if config.prompt_heads:
+            self.look_up = PromptLookUp(dim, config.prompt_heads)
         if config.one_pass:
             self.heads = nn.ModuleList(FrameHead(dim) for _ in self.stages)
         if config.codebook_dim:
@@ -302,22 +321,33 @@ class NAR(nn.Module):
         is_phoneme = padding_mask(batch.phoneme_lens, batch.phonemes.shape[1])  # [B, S]
         is_prompt = padding_mask(batch.prompt_lens, batch.prompt_codes.shape[2])  # [B, T']
         is_target = padding_mask(batch.code_lens, batch.codes.shape[2])  # [B, T]
+        if self.training and self.config.prompt_dropout > 0:
+            is_prompt &= torch.rand(len(is_prompt), 1, device=is_prompt.device) >= self.config.prompt_dropout
         text = self.phoneme_emb(batch.phonemes.where(is_phoneme, 0))  # [B, S, D]
         prompt = self._sum_embeddings(batch.prompt_codes, is_prompt)  # [B, T', D]
+        contents, firsts = prompt, None
+        if self.config.prompt_heads:
+            firsts = self._sum_embeddings(batch.prompt_codes[:, :1], is_prompt)  # [B, T', D]
         added: Tensor | None = None
         if self.config.prompt_summary:
             total = prompt.masked_fill(~is_prompt.unsqueeze(-1), 0).sum(dim=1, keepdim=True)  # [B, 1, D]
             added = self.summary(total / batch.prompt_lens.clamp(min=1).view(-1, 1, 1))  # [B, 1, D]
+            firsts = None if firsts is None else firsts + added
         if self.config.alignment:
             assert batch.index is not None, "a model with alignment needs the phonemes of frames"
             assert batch.prompt_index is not None, "a model with alignment needs the phonemes of the prompt"
             context = self.context(batch.phonemes, batch.phoneme_lens)  # [B, S + 1, D]
-            prompt = prompt + look_up(context, batch.prompt_index.where(is_prompt, 0))
+            told = look_up(context, batch.prompt_index.where(is_prompt, 0))  # [B, T', D]
+            prompt = prompt + told
+            firsts = None if firsts is None else firsts + told
             told = look_up(context, batch.index.where(is_target, 0))  # [B, T, D]
             added = told if added is None else told + added
         x = torch.cat([part + self.positions(part.shape[1]) for part in (text, prompt)], dim=1)  # [B, S + T', D]
         mask = torch.cat([is_phoneme, is_prompt, is_target], dim=1)  # [B, S + T' + T]
-        return _Known(x, added, is_target, mask[:, None, None])
+        memory = None
+        if firsts is not None:
+            memory = self.look_up.remember(self.local(firsts, is_prompt), contents, is_prompt)
+        return _Known(x, added, is_target, mask[:, None, None], memory)
 
     def _predict(self, known: _Known, codes: Tensor, stage: int) -> Tensor:
         """codes [B, k, T], of which those before ``stage`` are read -> logits [B, T, codebook_size]."""
@@ -334,10 +364,15 @@ class NAR(nn.Module):
         if self.config.local_layers:
             local = self.local(target, known.is_target)  # [B, T, D]
             target = target + local * self.local.scale
+        found = None
+        if known.memory is not None:
+            found = self.look_up(local, known.memory)  # [B, T, D]
+            target = target + found * self.look_up.scale
         x = torch.cat([known.x, target + self.positions(n_target)], dim=1)  # [B, S + T' + T, D]
         h: Tensor = self.transformer(x, mask=known.mask, condition=self.stage_emb.weight[stage - 2])
         h = h[:, x.shape[1] - n_target :]  # [B, T, D]
-        return h if local is None else h + self.local.out(local)
+        h = h if local is None else h + self.local.out(local)
+        return h if found is None else h + self.look_up.out(found)
 
     def _logits(self, h: Tensor, codes: Tensor, stage: int) -> Tensor:
         """h [B, T, D] -> logits [B, T, codebook_size] of a stage."""
@@ -373,6 +408,7 @@ class NAR(nn.Module):
         prompt_index: Tensor | None = None,
         *,
         temperature: float = 0.0,
+        guidance: float = 1.0,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook (but see ``one_pass``, ``complete_by``).
@@ -387,6 +423,8 @@ class NAR(nn.Module):
             index: [B, T] which phoneme each frame belongs to, from the AR model; with alignment.
             prompt_index: [B, T'] likewise for the prompt.
             temperature: 0 takes the likeliest code of each stage (the paper); above, codes are drawn.
+            guidance: how far the prompt pulls: what is said without it, plus so many times what it changes; 1: off,
+                another number needs ``prompt_dropout`` and is for completion by codes.
             generators: one a row, fresh, for a temperature above 0: a row then gives the same alone and in any batch.
 
         Returns:
@@ -400,6 +438,18 @@ class NAR(nn.Module):
         known = self._read(
             NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
         )
+        alone = h_alone = None
+        if guidance != 1:
+            if self.config.prompt_dropout == 0:
+                raise ValleError(
+                    f"the NAR's guidance is {guidance:g}, but this model has not learnt to go without a prompt "
+                    "(prompt_dropout); leave it 1"
+                )
+            nobody = torch.zeros_like(prompt_lens)
+            alone = self._read(
+                NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, nobody, is_target, index, prompt_index)
+            )
+            h_alone = self._transform(alone, codes, 2) if self.config.one_pass else None
         h = self._transform(known, codes, 2) if self.config.one_pass else None
         if h is not None and self.config.complete_by != "codes":
             vectors = self._vectors(h)  # [B, T, d]
@@ -412,6 +462,9 @@ class NAR(nn.Module):
             return codes.masked_fill(~is_target.unsqueeze(1), 0)
         for stage in self.stages:
             logits = self._predict(known, codes, stage) if h is None else self._logits(h, codes, stage)
+            if alone is not None:
+                without = self._predict(alone, codes, stage) if h_alone is None else self._logits(h_alone, codes, stage)
+                logits = without + guidance * (logits - without)
             if temperature > 0:
                 logits = logits.float() / temperature + _gumbel(logits, code_lens, generators)
             codes = torch.cat([codes, logits.argmax(dim=-1).unsqueeze(1)], dim=1)  # [B, stage, T]

@@ -35,7 +35,14 @@ class SamplingConfig:
     ras_threshold: float = 0.1
     """The share of them that a token may fill (t_r in VALL-E 2)."""
 
+    guidance: float = 1.0
+    """How far the text pulls: logits without it, plus so many times what it changes (classifier-free guidance,
+    arXiv 2207.12598). 1: off; above, what is said is more surely the text, at twice the work. The AR's part
+    (``ARConfig.text_dropout``): ``sample`` gets logits that are guided already."""
+
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValleError(f"guidance is {self.guidance}; it must be 0 or more; 1 is off, 1.5 to 3 are usual")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValleError(
                 f"temperature is {self.temperature}; it must be 0 (always the likeliest) or more; 1 is usual"

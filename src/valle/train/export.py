@@ -43,6 +43,7 @@ def export(
     aligner_folder: str | Path | None = None,
     sampling: SamplingConfig | None = None,
     nar_temperature: float = 0.0,
+    nar_guidance: float = 1.0,
     complete_by: Literal["codes", "vectors", "prompt"] | None = None,
 ) -> Path:
     """Assemble a model folder.
@@ -57,7 +58,7 @@ def export(
         dtype: of the weights on disk.
         aligner_folder: the aligner that aligned the pack; needed for models with alignment, left out otherwise.
         sampling: how the model samples when the caller does not say; what was best on dev.
-        nar_temperature: likewise for the NAR.
+        nar_temperature, nar_guidance: likewise for the NAR.
         complete_by: how a NAR that foretells vectors speaks (``NARConfig.complete_by``); None: as its run says.
 
     Raises:
@@ -108,6 +109,7 @@ def export(
         max_seconds=min(n["max_seconds"] for n in notes.values()),
         sampling=sampling or SamplingConfig(),
         nar_temperature=nar_temperature,
+        nar_guidance=nar_guidance,
         training=notes,
     )
     out = Path(out)
@@ -146,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of its sampling, unless the caller says (1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="likewise (1)")
     parser.add_argument("--nar-temperature", type=float, default=0.0, help="likewise, of codebooks 2 to 8 (0)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="likewise, of the AR by the text (1: off)")
+    parser.add_argument("--nar-guidance", type=float, default=1.0, help="likewise, of the NAR by the voice (1: off)")
     parser.add_argument(
         "--complete-by", choices=("codes", "vectors", "prompt"), help="how a NAR with codebook_dim speaks"
     )
@@ -161,8 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             version=args.version,
             dtype=args.dtype,
             aligner_folder=args.aligner,
-            sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p),
+            sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p, guidance=args.guidance),
             nar_temperature=args.nar_temperature,
+            nar_guidance=args.nar_guidance,
             complete_by=args.complete_by,
         )
     except ValleError as error:

@@ -413,7 +413,7 @@ class Trainer:
         return codebooks
 
     def _begin_with(self, folder: str) -> None:
-        """Take the weights of another model.
+        """Take the weights of another model; modules that it does not have at all (a new option's) begin at random.
 
         Raises:
             ValleError: it is of another form.
@@ -421,13 +421,17 @@ class Trainer:
         given = load_weights(self.kind, folder).state_dict()
         own = self.model.state_dict()
         shapes, needed = ({k: v.shape for k, v in weights.items()} for weights in (given, own))
-        differing = sorted(k for k, _ in shapes.items() ^ needed.items())
+        modules = {name.split(".")[0] for name in shapes}
+        new = {name for name in needed if name.split(".")[0] not in modules}
+        differing = sorted({k for k, _ in shapes.items() ^ needed.items()} - new)
         if differing:
             raise ValleError(
                 f"the model {folder} has another form than [{self.kind}.model], {differing[0]} differs; use the same "
                 "options, or begin without init"
             )
-        self.model.load_state_dict(given)
+        if new:
+            logger.info("%d tensors that %s does not have begin at random: %s ...", len(new), folder, min(new))
+        self.model.load_state_dict(own | given)
 
     def _choose_dev(self) -> list[list[Example]]:
         """The batches of a validation: all of dev, or ``dev_frames`` taken evenly over all lengths."""
