@@ -466,6 +466,26 @@ def test_guidance_is_the_text_taken_further():
         torch.testing.assert_close(alone.log_probs[0], said.log_probs[i], atol=1e-5, rtol=0)
 
 
+def test_gains_are_what_the_text_added():
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2)
+    model, batch = make(config), make_batch()
+    said = model.generate(*batch[:4], sampling=GREEDY, max_frames=8, with_gains=True)
+    plain = model.generate(*batch[:4], sampling=GREEDY, max_frames=8)
+    assert plain.gains is None
+    silent = batch._replace(phonemes=torch.full_like(batch.phonemes, model.phoneme_eos_id))
+    for i in range(3):
+        assert torch.equal(said.codes[i], plain.codes[i])
+        gains = []
+        n_prompt, n = int(batch.code_lens[i]), len(said.codes[i])
+        codes = torch.cat([row(batch, i).codes, said.codes[i].unsqueeze(0)], dim=1)
+        for b in (batch, silent):
+            one = row(b, i)._replace(codes=codes, code_lens=torch.tensor([codes.shape[1]]))
+            log_probs = logits_of(model, *one[:4])[0, n_prompt : n_prompt + n].log_softmax(-1)
+            gains.append(log_probs.gather(1, said.codes[i].unsqueeze(1)).sum())
+        n_drawn = n + (said.stop_reasons[i] == "eos")
+        assert float(said.gains[i]) == pytest.approx(float(gains[0] - gains[1]) / n_drawn, abs=1e-4)
+
+
 def test_guidance_with_alignment_hides_the_phoneme_of_every_frame_too():
     config = ARConfig(
         n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2, alignment=True, phoneme_kinds=(0,) * 11

@@ -134,6 +134,7 @@ class ARStep(NamedTuple):
     stop_reasons: list[StopReason | None]  # None: the row goes on
     # NOTE a field hides the tuple's method of that name.
     index: list[int] | None = None  # type: ignore[assignment]  # with alignment, the place of the frame's phoneme
+    gains: list[float] | None = None  # when asked for, log-probability of what was drawn, less that without phonemes
 
 
 class ARResult(NamedTuple):
@@ -144,6 +145,7 @@ class ARResult(NamedTuple):
     log_probs: Tensor  # [B] float32, the mean over what was drawn, to choose among candidates
     # NOTE a field hides the tuple's method of that name.
     index: list[Tensor] | None = None  # type: ignore[assignment]  # with alignment, [t_i] the place of each phoneme
+    gains: Tensor | None = None  # [B] float32, when asked for, the mean of what phonemes added to the log-probability
 
 
 @dataclass
@@ -276,20 +278,24 @@ class AR(nn.Module):
         max_frames: int | Tensor,
         min_frames: int | Tensor = 0,
         generators: Sequence[torch.Generator] | None = None,
+        with_gains: bool = False,
         on_frame: Callable[[int], None] | None = None,
     ) -> ARResult:
         """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far."""
         codes: list[list[int]] = [[] for _ in phonemes]
         index: list[list[int]] = [[] for _ in phonemes]
         log_probs = [0.0 for _ in phonemes]
+        gains = [0.0 for _ in phonemes]
         reasons: list[StopReason | None] = []
         steps = self.steps(
             phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations,
             sampling=sampling, max_frames=max_frames, min_frames=min_frames, generators=generators,
+            with_gains=with_gains,
         )  # fmt: skip
         for n, step in enumerate(steps, start=1):
             for i, code in enumerate(step.codes):
                 log_probs[i] += step.log_probs[i]
+                gains[i] += 0.0 if step.gains is None else step.gains[i]
                 if code is not None:
                     codes[i].append(code)
                     if step.index is not None:
@@ -299,15 +305,16 @@ class AR(nn.Module):
                 on_frame(n)
         # With alignment <eos> is not drawn, and where there is no phone nothing is.
         drawn_end = 0 if self.config.alignment else 1
-        n_drawn = [len(row) + drawn_end * (why == "eos") for row, why in zip(codes, reasons, strict=True)]
+        drawn = [len(row) + drawn_end * (why == "eos") for row, why in zip(codes, reasons, strict=True)]
+        n_drawn = torch.tensor(drawn, device=phonemes.device).clamp(min=1)
         return ARResult(
             [torch.tensor(row, dtype=torch.int64, device=phonemes.device) for row in codes],
             [reason for reason in reasons if reason is not None],
-            torch.tensor(log_probs, device=phonemes.device)
-            / torch.tensor(n_drawn, device=phonemes.device).clamp(min=1),
+            torch.tensor(log_probs, device=phonemes.device) / n_drawn,
             [torch.tensor(row, dtype=torch.int64, device=phonemes.device) for row in index]
             if self.config.alignment
             else None,
+            torch.tensor(gains, device=phonemes.device) / n_drawn if with_gains else None,
         )
 
     @torch.no_grad()
@@ -323,6 +330,7 @@ class AR(nn.Module):
         max_frames: int | Tensor,
         min_frames: int | Tensor = 0,
         generators: Sequence[torch.Generator] | None = None,
+        with_gains: bool = False,
     ) -> Iterator[ARStep]:
         """Speak a batch frame by frame, until every row has drawn ``<eos>`` or reached its limit.
 
@@ -339,9 +347,11 @@ class AR(nn.Module):
             max_frames: most new frames, for all rows or [B].
             min_frames: ``<eos>`` is not drawn before so many new frames, for all rows or [B]; not with alignment.
             generators: one a row, fresh: a row then gives the same codes alone and in any batch. None: torch's own.
+            with_gains: also tell how much likelier the phonemes made what was drawn; rows are then read twice too.
 
         Raises:
-            ValleError: min_frames above max_frames, max_frames below 1, or guidance for a model without text_dropout.
+            ValleError: min_frames above max_frames, max_frames below 1, or guidance or gains of a model without
+                text_dropout.
         """
         assert not self.training, "call eval() before generating: dropout is on"
         n_rows, device = len(phonemes), phonemes.device
@@ -359,12 +369,12 @@ class AR(nn.Module):
             drawing = generators if sampling.temperature > 0 else None
             pointer = Pointer(phonemes, phoneme_lens, prompt_durations, self.kinds, drawing)
         guidance = sampling.guidance
-        if guidance != 1 and self.config.text_dropout == 0:
+        both = 2 if guidance != 1 or with_gains else 1
+        if both == 2 and self.config.text_dropout == 0:
             raise ValleError(
                 f"guidance is {guidance:g}, but this model has not learnt to go without phonemes (text_dropout); leave "
                 "guidance 1"
             )
-        both = 1 if guidance == 1 else 2
         logits, state = self.prefill(
             torch.cat([phonemes] * both),
             torch.cat([phoneme_lens] * both),
@@ -378,19 +388,20 @@ class AR(nn.Module):
         earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
         for n in range(max(most)):
-            log_probs = logits[:n_rows].log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
+            log_probs = logits.log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
             if both == 2:
                 told, blind = logits.chunk(2)  # [B, codebook_size + 1] each
                 logits = blind + guidance * (told - blind)
             logits[:, self.eos_id].masked_fill_((n < earliest) | self.config.alignment, -torch.inf)
             tokens = sample(logits, sampling, generators, recent)  # [B]
-            log_probs = log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)  # [B]
+            log_probs = log_probs.gather(1, torch.cat([tokens] * both).unsqueeze(1)).squeeze(1)  # [both * B]
+            gains = (log_probs[:n_rows] - log_probs[n_rows:]).tolist() if both == 2 else None  # [B]
 
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
             index = None if pointer is None else list(pointer.index)
             moves = None if state.moves is None else state.moves[:n_rows].softmax(dim=-1).tolist()  # [B][3]
-            for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
+            for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs[:n_rows].tolist(), strict=True)):
                 if reasons[i] is not None:
                     continue
                 if token == self.eos_id or (pointer is not None and pointer.is_over(i)):
@@ -403,7 +414,10 @@ class AR(nn.Module):
                     reasons[i] = "eos" if pointer.is_over(i) else None
                 if reasons[i] is None and n + 1 == most[i]:
                     reasons[i] = "max_frames"
-            yield ARStep(codes, values, list(reasons), index)
+            told_more = None
+            if gains is not None:
+                told_more = [0.0 if code is None else gain for code, gain in zip(codes, gains, strict=True)]
+            yield ARStep(codes, values, list(reasons), index, told_more)
             if None not in reasons:
                 return
             if recent is not None:
