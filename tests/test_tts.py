@@ -203,7 +203,8 @@ def aligned(tts: VALLE, tmp_path_factory: pytest.TempPathFactory) -> VALLE:
     model, inventory = tts.model, tts.model.inventory
     torch.manual_seed(0)
     ar_config = replace(model.ar.config, alignment=True, phoneme_kinds=inventory.kinds)
-    nar_config = replace(model.nar.config, alignment=True, prompt_summary=True)
+    ar_config = replace(ar_config, text_dropout=0.1)
+    nar_config = replace(model.nar.config, alignment=True, prompt_summary=True, prompt_dropout=0.1)
     folder = tmp_path_factory.mktemp("models") / "aligned"
     save_pretrained(
         folder,
@@ -251,6 +252,23 @@ def test_an_aligned_model_speaks_to_the_end_of_its_text(aligned: VALLE, aligned_
     torch.testing.assert_close(streamed, batch[1].waveform, atol=1e-5, rtol=0)
     (piece,) = aligned.generate("Hi.", prompt=aligned_prompt, seed=7, num_candidates=3).info["pieces"]
     assert piece["scores"][piece["candidate"]] == max(piece["scores"])
+
+
+def test_guidance_is_an_option_and_for_models_that_have_learnt_it(
+    aligned: VALLE, aligned_prompt: Prompt, tts: VALLE, prompt: Prompt
+) -> None:
+    def say(**options: float) -> torch.Tensor:
+        codes = aligned.generate("Hi.", prompt=aligned_prompt, seed=5, **options).codes
+        assert codes is not None
+        return codes
+
+    plain, by_voice = say(), say(nar_guidance=3.0)
+    assert torch.equal(plain[0], by_voice[0])
+    assert not torch.equal(plain, by_voice)
+    assert not torch.equal(plain[0, :40], say(guidance=4.0)[0, :40])
+    for option, needs in (("guidance", "text_dropout"), ("nar_guidance", "prompt_dropout")):
+        with pytest.raises(ValleError, match=needs):
+            tts.generate("Hi.", prompt=prompt, **{option: 2.0})
 
 
 def test_candidates_of_an_aligned_model_are_chosen_by_ear(
@@ -415,7 +433,15 @@ def _read(path: Path) -> tuple[torch.Tensor, int]:
 def test_unknown_and_senseless_options(tts: VALLE, prompt: Prompt) -> None:
     with pytest.raises(TypeError, match=r"unknown option heat; known are seed, temperature"):
         tts.generate("Hi.", prompt=prompt, heat=1.0)
-    for option in ({"top_p": 0.0}, {"top_k": -1}, {"num_candidates": 0}, {"max_seconds": 0.0}, {"lang": "xx-none"}):
+    for option in (
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"num_candidates": 0},
+        {"max_seconds": 0.0},
+        {"lang": "xx-none"},
+        {"guidance": -1.0},
+        {"nar_guidance": -1.0},
+    ):
         with pytest.raises(ValleError):
             tts.generate("Hi.", prompt=prompt, **option)
 
