@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -15,7 +16,7 @@ import torch
 from aligners import tiny_aligner
 from sounds import voiced
 from valle import VALLE, Audio, ValleError, pretrained
-from valle.model.ar import AR
+from valle.model.ar import AR, ARResult
 from valle.model.nar import NAR
 from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
 from valle.pretrained import describe, load_pretrained, save_pretrained
@@ -271,9 +272,35 @@ def test_guidance_is_an_option_and_for_models_that_have_learnt_it(
             tts.generate("Hi.", prompt=prompt, **{option: 2.0})
 
 
+def test_candidates_are_chosen_by_what_the_text_adds(
+    aligned: VALLE, aligned_prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[ARResult] = []
+    generate = aligned.model.ar.generate
+
+    def spy(*args: Any, **kwargs: Any) -> ARResult:
+        said.append(generate(*args, **kwargs))
+        return said[-1]
+
+    monkeypatch.setattr(aligned.model.ar, "generate", spy)
+    audio = aligned.generate("Hello there.", prompt=aligned_prompt, seed=7, num_candidates=3)
+    (piece,), (result,) = audio.info["pieces"], said
+    assert result.gains is not None
+    assert piece["scores"] == pytest.approx(result.gains.tolist(), abs=1.0)  # less what a bad length costs
+    assert piece["candidate"] == max(range(3), key=lambda c: piece["scores"][c])
+    assert audio.codes is not None
+    assert torch.equal(audio.codes[0], result.codes[piece["candidate"]])
+
+    model = replace(aligned.model, info=replace(aligned.model.info, num_candidates=3))
+    by_default = VALLE(model).generate("Hello there.", prompt=aligned_prompt, seed=7)
+    assert close(audio, by_default)
+
+
 def test_candidates_of_an_aligned_model_are_chosen_by_ear(
     aligned: VALLE, aligned_prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One that has not learnt to go without phonemes cannot tell what they add.
+    monkeypatch.setattr(aligned.model.ar, "config", replace(aligned.model.ar.config, text_dropout=0.0))
     heard = aligned._fit_of_speech
     fits: list[float | None] = []
 

@@ -30,15 +30,15 @@ class SpeakOptions:
     """How far the text pulls, 1 being off; for models that have learnt to go without. None: the model's choice."""
     nar_guidance: float | None = None
     """How far the prompt's voice pulls codebooks 2 to 8, likewise."""
-    num_candidates: int = 1
-    """Speak each piece so many times and keep the best (see ``pieces.score``)."""
+    num_candidates: int | None = None
+    """Speak each piece so many times and keep the best (see ``pieces.score``). None: the model's choice."""
     max_seconds: float | None = None
     """Cut the speech there; None leaves the bound to the length of the text."""
     lang: str = "en-us"
     """Language of text and transcript, as espeak names it."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_candidates <= 64:
+        if self.num_candidates is not None and not 1 <= self.num_candidates <= 64:
             raise ValleError(f"num_candidates is {self.num_candidates}; it must be from 1 to 64")
         if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds >= 0.1):
             raise ValleError(f"max_seconds is {self.max_seconds}; it must be at least 0.1")

@@ -123,9 +123,9 @@ def candidate_seeds(seed: int, piece: int, n_candidates: int) -> list[int]:
 def score(piece: Piece, n_frames: int, stop: str, quality: float) -> float:
     """How good a candidate is: its quality, less 1 without an end, less its deviation from the length.
 
-    The quality is how well the text fits the speech as the model's aligner hears it (``Alignment.fit``), or without an
-    aligner the mean log-probability of the codes. Loops are probable and so are silences, which is why the probability
-    alone chooses badly.
+    The quality is what the text adds to the mean log-probability of the codes (``ARResult.gains``); of a model that
+    cannot tell, how well the text fits the speech as its aligner hears it (``Alignment.fit``); without an aligner the
+    mean log-probability. Loops are probable and so are silences, which is why the probability alone chooses badly.
     """
     deviation = abs(math.log(max(n_frames, 1) / max(piece.expected_frames, 1.0)))
     return quality - (stop != "eos") - max(0.0, deviation - math.log(1.5))

@@ -59,6 +59,8 @@ class ModelInfo:
     """Likewise for codebooks 2 to 8; 0 takes the likeliest codes, as the paper does."""
     nar_guidance: float = 1.0
     """Likewise how far the prompt's voice pulls them; 1 is off."""
+    num_candidates: int = 1
+    """Likewise how often each piece is spoken, to keep the best."""
     continual_s: float = 3.0
     """What continual mode keeps of the recording; the paper has 3 s."""
     training: dict[str, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class VALLE:
         Raises:
             ValleError: a text without words, a prompt that is none, or an option out of range.
         """
-        parsed = parse_options(options)
+        parsed = self._parse(options)
         prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
         return self._generate([text], [prompt], parsed, continual, progress)[0]
 
@@ -178,7 +179,7 @@ class VALLE:
             prompt: one for all, or one for each.
             ref_audio, ref_text, voice, continual, progress, **options: as for ``generate``.
         """
-        parsed = parse_options(options)
+        parsed = self._parse(options)
         if isinstance(prompt, Prompt) or prompt is None:
             prompts = [self._prompt(prompt, ref_audio, ref_text, voice, parsed)] * len(texts) if texts else []
         else:
@@ -205,10 +206,16 @@ class VALLE:
         Chunks of about a second come as soon as their sentence is spoken, while the following ones are not. End to
         end they are what ``generate`` returns. Everything wrong with the arguments is raised before the first chunk.
         """
-        parsed = parse_options(options)
+        parsed = self._parse(options)
         prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
         pieces = self._pieces(text, prompt, parsed, continual)
         return self._stream(pieces, prompt, parsed)
+
+    def _parse(self, options: dict[str, Any]) -> SpeakOptions:
+        parsed = parse_options(options)
+        if parsed.num_candidates is None:
+            parsed = replace(parsed, num_candidates=self.model.info.num_candidates)
+        return parsed
 
     # From here on everything is checked
 
@@ -324,7 +331,11 @@ class VALLE:
     ) -> list[Spoken]:
         """Run both language models; ``seeds`` [pieces][candidates]."""
         sampling = options.sampling(self.model.info.sampling)
-        rows = [(i, c) for i in range(len(pieces)) for c in range(options.num_candidates)]
+        n_candidates = options.num_candidates or 1
+        # What the text adds to their probability tells candidates apart better than what the aligner hears, and needs
+        # no sound.
+        by_gain = n_candidates > 1 and self.model.ar.config.text_dropout > 0
+        rows = [(i, c) for i in range(len(pieces)) for c in range(n_candidates)]
         rows.sort(key=lambda row: pieces[row[0]].max_frames)  # rows of a batch last about as long
         codes_1: dict[tuple[int, int], Tensor] = {}
         index: dict[tuple[int, int], Tensor] = {}
@@ -344,6 +355,7 @@ class VALLE:
                 min_frames=torch.tensor([p.min_frames for p in some]),
                 max_frames=torch.tensor([p.max_frames for p in some]),
                 sampling=sampling,
+                with_gains=by_gain,
                 # On the CPU whatever the device, so that a seed means the same there.
                 generators=[torch.Generator().manual_seed(seeds[i][c]) for i, c in batch],
             )
@@ -351,19 +363,20 @@ class VALLE:
                 codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]
                 if result.index is not None:
                     index[row] = result.index[n]
-                scores[row] = score(some[n], len(codes_1[row]), stops[row], float(result.log_probs[n]))
+                quality = result.log_probs if result.gains is None else result.gains
+                scores[row] = score(some[n], len(codes_1[row]), stops[row], float(quality[n]))
             if progress is not None:
-                progress(min(start + BATCH_ROWS, len(rows)) // options.num_candidates, len(pieces))
+                progress(min(start + BATCH_ROWS, len(rows)) // n_candidates, len(pieces))
         codes: dict[tuple[int, int], Tensor] = {}
-        if options.num_candidates > 1 and self.model.needs_aligner:
+        if n_candidates > 1 and self.model.needs_aligner and not by_gain:
             codes = self._complete(pieces, rows, codes_1, index, seeds, options)
             for row in rows:
                 if (fit := self._fit_of_speech(pieces[row[0]], codes[row])) is not None:
                     scores[row] = score(pieces[row[0]], len(codes_1[row]), stops[row], fit)
-        best = [max(range(options.num_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
+        best = [max(range(n_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
         codes = codes or self._complete(pieces, list(enumerate(best)), codes_1, index, seeds, options)
         return [
-            Spoken(codes[i, best[i]], stops[i, best[i]], [scores[i, c] for c in range(options.num_candidates)], best[i])
+            Spoken(codes[i, best[i]], stops[i, best[i]], [scores[i, c] for c in range(n_candidates)], best[i])
             for i in range(len(pieces))
         ]
 
@@ -461,7 +474,9 @@ class VALLE:
         start = time.perf_counter()
         seed = _draw_seed(options.seed)
         by_text = [self._pieces(t, p, options, continual) for t, p in zip(texts, prompts, strict=True)]
-        seeds = [candidate_seeds(seed, i, options.num_candidates) for pieces in by_text for i in range(len(pieces))]
+        seeds = [
+            candidate_seeds(seed, i, options.num_candidates or 1) for pieces in by_text for i in range(len(pieces))
+        ]
         spoken = iter(self._speak([p for pieces in by_text for p in pieces], seeds, options, progress) if texts else [])
         audios = []
         for pieces, prompt in zip(by_text, prompts, strict=True):
@@ -483,7 +498,7 @@ class VALLE:
 
         def waves() -> Iterator[tuple[Iterable[Tensor], float]]:
             for i, piece in enumerate(pieces):
-                spoken = self._speak([piece], [candidate_seeds(seed, i, options.num_candidates)], options)[0]
+                spoken = self._speak([piece], [candidate_seeds(seed, i, options.num_candidates or 1)], options)[0]
                 yield self._decode_chunks(piece, spoken), piece.pause_s
 
         for wav in join(waves(), self.sample_rate, options.max_seconds):
@@ -534,7 +549,7 @@ class VALLE:
         told = []
         for piece, speech in zip(pieces, spoken, strict=True):
             entry: dict[str, Any] = {"text": piece.text, "frames": speech.codes.shape[1], "stop": speech.stop}
-            if options.num_candidates > 1:
+            if len(speech.scores) > 1:
                 entry |= {"scores": [round(score, 4) for score in speech.scores], "candidate": speech.chosen}
             told.append(entry)
         cut = options.max_seconds is not None and seconds >= options.max_seconds

@@ -44,6 +44,7 @@ def export(
     sampling: SamplingConfig | None = None,
     nar_temperature: float = 0.0,
     nar_guidance: float = 1.0,
+    num_candidates: int = 1,
     complete_by: Literal["codes", "vectors", "prompt"] | None = None,
 ) -> Path:
     """Assemble a model folder.
@@ -59,6 +60,7 @@ def export(
         aligner_folder: the aligner that aligned the pack; needed for models with alignment, left out otherwise.
         sampling: how the model samples when the caller does not say; what was best on dev.
         nar_temperature, nar_guidance: likewise for the NAR.
+        num_candidates: likewise how often each piece is spoken.
         complete_by: how a NAR that foretells vectors speaks (``NARConfig.complete_by``); None: as its run says.
 
     Raises:
@@ -110,6 +112,7 @@ def export(
         sampling=sampling or SamplingConfig(),
         nar_temperature=nar_temperature,
         nar_guidance=nar_guidance,
+        num_candidates=num_candidates,
         training=notes,
     )
     out = Path(out)
@@ -151,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, default=1.0, help="likewise, of the AR by the text (1: off)")
     parser.add_argument("--nar-guidance", type=float, default=1.0, help="likewise, of the NAR by the voice (1: off)")
     parser.add_argument(
+        "--candidates", type=int, default=1, help="how often it speaks each piece, to keep the best (1)"
+    )
+    parser.add_argument(
         "--complete-by", choices=("codes", "vectors", "prompt"), help="how a NAR with codebook_dim speaks"
     )
     args = parser.parse_args(argv)
@@ -168,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p, guidance=args.guidance),
             nar_temperature=args.nar_temperature,
             nar_guidance=args.nar_guidance,
+            num_candidates=args.candidates,
             complete_by=args.complete_by,
         )
     except ValleError as error:
