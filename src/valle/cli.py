@@ -19,6 +19,8 @@ COMMANDS = {
     "codec train": ("CONFIG [--resume]", "train a codec"),
     "codec eval": ("...", "measure a codec"),
     "asr train-aligner": ("SOURCE --out DIR", "learn when phonemes are spoken"),
+    "asr train": ("CONFIG [--resume]", "train the hybrid recogniser"),
+    "asr transcribe": ("AUDIO... --model DIR", "write down what is said"),
     "asr align": ("AUDIO --text T [--aligner DIR]", "when each phoneme is spoken"),
     "prepare": ("SOURCE --out DIR ...", "recordings to training data"),
     "prepare inspect": ("PACK [--codec DIR]", "look at training data and listen to it"),
@@ -34,6 +36,8 @@ COMMANDS = {
 
 _PASSED_ON = {  # commands that read their own arguments
     "asr train-aligner": "valle.asr.train_aligner",
+    "asr train": "valle.asr.hybrid.train",
+    "asr transcribe": "valle.asr.hybrid.transcribe",
     "prepare": "valle.data.prepare",
     "prepare inspect": "valle.data.inspect",
     "prepare to-shar": "valle.data.shar",

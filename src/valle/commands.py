@@ -65,14 +65,18 @@ class Say:
     """Below 1 plays safe, above 1 is bolder, 0 always takes the likeliest; by default what the model was tuned to."""
     nar_temperature: Number = None
     """The same for codebooks 2 to 8."""
+    guidance: Number = None
+    """Above 1 the text pulls harder, for models that have learnt to go without; 1 is off."""
+    nar_guidance: Number = None
+    """The same for the voice in codebooks 2 to 8."""
     top_p: Number = None
     """Draw only from the likeliest codes that together have this probability."""
     top_k: Count = None
     """Draw only from the N likeliest codes; 0 for all."""
     repetition_aware: Flag = False
     """Break loops by repetition-aware sampling."""
-    num_candidates: Annotated[int, arg(metavar="N")] = 1
-    """Speak each sentence N times and keep the best."""
+    num_candidates: Count = None
+    """Speak each sentence N times and keep the best; by default what the model was tuned to."""
     max_seconds: Number = None
     """Cut the speech there."""
     seed: Count = None
@@ -111,6 +115,8 @@ class Say:
                 seed=self.seed,
                 temperature=self.temperature,
                 nar_temperature=self.nar_temperature,
+                guidance=self.guidance,
+                nar_guidance=self.nar_guidance,
                 top_p=self.top_p,
                 top_k=self.top_k,
                 repetition_aware=self.repetition_aware or None,
@@ -318,19 +324,30 @@ class AsrAlign:
     text: Annotated[str, arg(metavar="T")]
     """The words spoken in it."""
     aligner: Annotated[str, arg(metavar="DIR")] = ""
-    """What `valle asr train-aligner` wrote; the embedded model's aligner by default."""
+    """What `valle asr train-aligner` or `valle asr train` wrote; the embedded model's aligner by default. A hybrid
+    recogniser tells words and phones, and which words of the text are not said or not in it."""
     lang: Annotated[str, arg(metavar="LANG")] = "en-us"
     """Language of the text, as espeak names it."""
+    frame_shift: Annotated[float | None, _arg("S")] = None
+    """Print first frame and the one after the last in place of seconds, at S seconds a frame; the paper has 0.03."""
     json: Flag = False
     """As one line of JSON."""
 
     def run(self) -> int:
         """Align."""
         from valle.asr.aligner import HOP_LENGTH, SAMPLE_RATE, Aligner
+        from valle.asr.intervals import intervals
         from valle.audio import load, normalise_loudness
         from valle.pretrained import find_model
         from valle.text import DEFAULT_INVENTORY, Phonemizer
 
+        if self.aligner:
+            from valle.asr.hybrid.model import is_hybrid
+
+            if is_hybrid(self.aligner):
+                from valle.asr.hybrid.transcribe import print_alignment
+
+                return print_alignment(self.audio, self.text, self.aligner, as_json=self.json)
         aligner = Aligner.load(self.aligner or find_model() / "aligner")
         if aligner.inventory_version != DEFAULT_INVENTORY.version:
             raise ValleError(
@@ -339,7 +356,18 @@ class AsrAlign:
             )
         wav = normalise_loudness(load(self.audio, SAMPLE_RATE).waveform, SAMPLE_RATE)  # [1, N]
         symbols = Phonemizer(self.lang)(self.text)
-        alignment = aligner.align(wav, DEFAULT_INVENTORY.encode(symbols))
+        ids = DEFAULT_INVENTORY.encode(symbols)
+        alignment = aligner.align(wav, ids)
+        if self.frame_shift is not None:
+            frames = [i[1:] for i in intervals(alignment.durations, ids, self.frame_shift)]
+            rows = [(symbol, *span) for symbol, span in zip(symbols, frames, strict=True)]
+            if self.json:
+                named = [dict(zip(("symbol", "start_frame", "end_frame"), row, strict=True)) for row in rows]
+                told_frames = {"symbols": named, "frame_shift": self.frame_shift, "fit": round(alignment.fit, 3)}
+                sys.stdout.write(json.dumps(told_frames, ensure_ascii=False) + "\n")
+            else:
+                sys.stdout.write("".join("\t".join(map(str, row)) + "\n" for row in rows))
+            return 0
         ends = [round(n * HOP_LENGTH / SAMPLE_RATE, 3) for n in alignment.durations.cumsum(0).tolist()]
         spans = list(zip(symbols, [0.0, *ends[:-1]], ends, strict=True))
         if self.json:

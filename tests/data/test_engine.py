@@ -15,11 +15,13 @@ import torch
 
 import fakes
 from fakes import INVENTORY, FakeCodec
+from sounds import voiced
 from valle.data import engine
 from valle.data.pack import Pack
 from valle.data.prepare import build_pack
 from valle.data.progress import Done, Progress
 from valle.data.reading import PrepareConfig
+from valle.data.segment import EnergyDetector
 from valle.data.transcripts import Transcript, TranscriptCache, merge_transcripts, parts_folder
 from valle.errors import ValleError
 from valle.text import PhonemeInventory
@@ -131,6 +133,26 @@ def test_two_workers_make_what_one_makes_and_one_that_dies_is_replaced(corpus, t
     assert "prepare: 0.00 of 0.00 h" in capfd.readouterr().err
 
 
+def test_two_workers_cut_long_recordings_as_one_does(tmp_path, two_workers):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = []
+    for i, lengths in enumerate(((7, 6, 8, 5, 9), (6, 7, 8, 9, 5, 4), (3,), (9, 8, 7, 6, 5))):
+        silence = np.zeros(16000, np.float32)
+        wav = np.concatenate([x for s in lengths for x in (silence, voiced(s, 16000))])
+        soundfile.write(folder / f"{i}.flac", wav, 16000)
+        lines.append({"id": f"u{i}", "path": f"{i}.flac", "seconds": len(wav) / 16000, "split": "train"})
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = {"config": PrepareConfig(shard_hours=20 / 3600), "splits": ["train"], "detector": EnergyDetector()}
+    one = build(folder, tmp_path / "one", **options)
+    once = tmp_path / "died"
+    codec = DeadlyCodec(int(Pack(tmp_path / "one").split("train").n_frames[4]), once)
+    assert build(folder, tmp_path / "two", codec, workers=2, **options) == one
+    assert once.exists()
+    assert sum("#" in id for id in Pack(tmp_path / "one").split("train").ids) > 6
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 def test_one_who_always_dies_is_one_sentence_and_the_rest_is_kept(corpus, tmp_path, two_workers, monkeypatch):
     monkeypatch.setattr(engine, "TRIES", 1)  # to save time
     build(corpus, tmp_path / "one")
@@ -172,6 +194,12 @@ def test_a_worker_that_does_not_see_the_recordings_says_so(tmp_path, two_workers
     worker = engine._RayWorker(recipe, None, 3, str(tmp_path), [tmp_path / "elsewhere.wav"])
     with pytest.raises(ValleError, match=r"does not see .*elsewhere\.wav"):
         worker._load()
+
+
+def test_a_machine_with_another_detector_says_so(tmp_path):
+    recipe = engine.Recipe(tmp_path, None, None, INVENTORY, phonemize, PrepareConfig(), detector="ears")
+    with pytest.raises(ValleError, match=r"the others by ears; install the same packages"):
+        engine._load_cutter(recipe)
 
 
 def test_workers_that_cannot_be_had(corpus, tmp_path, monkeypatch):

@@ -368,7 +368,7 @@ def test_shards_are_kept_or_made_anew_by_what_augments_them(corpus, tmp_path):
 def keys_without_virtual_voices(corpus, split):
     """As packs from before there were any have them."""
     config = dataclasses.asdict(PrepareConfig(max_seconds=3.0))
-    for name in ("augment", "augment_splits", "min_fit", "probe", "quality"):
+    for name in ("augment", "augment_splits", "min_fit", "probe", "quality", "segment"):
         del config[name]
     digest = hashlib.sha256(json.dumps(["fake", "test", config]).encode())
     for u in read_manifest(corpus, [split]):

@@ -41,6 +41,10 @@ class Utterance:
     """The licence of the recording."""
     synthetic: bool = False
     """True for speech that a machine made."""
+    start_s: float = 0.0
+    """Where in the file it begins: above 0 only for a piece of a long recording (``valle.data.cutting``)."""
+    end_s: float | None = None
+    """Where in the file it ends; None for all of the file."""
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -92,12 +96,21 @@ def read_manifest(path: str | Path, splits: Iterable[str] | None = None) -> list
 def load_wav(utterance: Utterance, sample_rate: int = 24000) -> Tensor:
     """The utterance's audio as wav [1, N] float32 in [-1, 1], mono, resampled to ``sample_rate``.
 
+    Of a piece of a long recording only that piece is read.
+
     Raises:
         ValleError: the file is missing, empty, or not audio.
     """
+    import torch
+
     from valle.audio import load
 
-    return load(utterance.path, sample_rate).waveform
+    if utterance.end_s is None:
+        return load(utterance.path, sample_rate).waveform
+    from valle.data.segment import Segment, read_segment
+
+    wav, _ = read_segment(utterance.path, Segment(utterance.start_s, utterance.end_s, 1.0), sample_rate)  # [N]
+    return torch.from_numpy(wav).unsqueeze(0)
 
 
 def _parse(line: str, folder: Path, where: str) -> Utterance:

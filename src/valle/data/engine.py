@@ -28,15 +28,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from valle.data.corpus import Utterance
+from valle.data.cutting import Cutter, pieces_in, recall_pieces, transcribed
 from valle.data.pack import PHONEMES_FILE, Pack, PackInfo, ShardInfo
 from valle.data.progress import Done, Progress
-from valle.data.reading import Phonemize, PrepareConfig
+from valle.data.reading import Phonemize, PrepareConfig, Rejected
 from valle.data.shards import ShardMaker
 from valle.errors import ValleError
 
 if TYPE_CHECKING:
-    from valle.asr import Aligner
+    from valle.asr import PhonemeAligner
     from valle.codec.base import Codec
+    from valle.data.segment import SpeechDetector
     from valle.data.transcripts import Recogniser, TranscriptCache
     from valle.text import PhonemeInventory
 
@@ -108,7 +110,7 @@ class Recipe:
     """What to leave out."""
     device: str | torch.device = "cpu"
     """Where the codec runs, and a recogniser that can."""
-    aligner: Aligner | None = None
+    aligner: PhonemeAligner | None = None
     """Tells how long each phoneme lasts."""
     like: Path | None = None
     """A pack whose phonemes and durations are taken over."""
@@ -120,6 +122,9 @@ class Recipe:
     """Where transcripts are kept."""
     min_confidence: float = 0.0
     """Transcripts of which the recogniser is less sure are left out."""
+    detector: SpeechDetector | str | None = None
+    """Tells speech from pauses in recordings that are too long, or the name of the one that each worker must find
+    (``segment.load_detector``); None where none is too long."""
 
     @property
     def on_gpu(self) -> bool:
@@ -137,16 +142,20 @@ class Worker:
             alone: whether nobody else writes into the file of transcripts.
 
         Raises:
-            ValleError: the recogniser cannot be loaded, or transcripts not be kept.
+            ValleError: the recogniser or the detector cannot be loaded, or transcripts not be kept.
         """
         self.recipe, self._alone = recipe, alone
+        self._pieces: dict[str, list[tuple[float, float]]] = {}  # of long recordings, in the pack that is to be like
         codec = recipe.codec.to(recipe.device).eval()
         self._maker = ShardMaker(
             recipe.info, codec, recipe.inventory, recipe.phonemize, recipe.config, recipe.device, recipe.aligner
         )
         if recipe.like is not None:
             like = Pack(recipe.like)
-            self._maker.recall([like.split(split) for split in recipe.like_splits])
+            splits = [like.split(split) for split in recipe.like_splits]
+            self._maker.recall(splits)
+            self._pieces = pieces_in(id for split in splits for id in split.ids)
+        self._cutter = None if recipe.detector is None else _load_cutter(recipe)
         self._recogniser: Recogniser | None = None
         self._transcripts: TranscriptCache | None = None
         if recipe.recogniser is not None:
@@ -163,8 +172,17 @@ class Worker:
 
     def make(self, shard: Shard, note: Callable[[Done], None] | None = None) -> Made:
         """Write a shard, or keep the one that is there; ``note`` is told how far it is."""
+        note = note or (lambda done: None)
+        note(Done())  # listening takes its time too
         path = self.recipe.out / shard.file
-        info, rejected = self._maker.make(path, shard.split, self._with_texts(shard), note)
+        utterances, refused = self._ready(shard)
+        # What is between the pieces of a long recording is done with them.
+        stretch = sum(u.seconds for u in shard.utterances) / max(sum(u.seconds for u in utterances), 1e-9)
+
+        def note_all(done: Done) -> None:
+            note(Done(done.made_s * stretch, done.kept_s * stretch, done.rejected))
+
+        info, rejected = self._maker.make(path, shard.split, utterances, note_all, refused)
         return Made(info, rejected)
 
     def close(self) -> None:
@@ -173,10 +191,13 @@ class Worker:
             self._transcripts.close()
             self._transcripts = None
 
-    def _with_texts(self, shard: Shard) -> list[Utterance]:
+    def _ready(self, shard: Shard) -> tuple[list[Utterance], dict[str, Rejected]]:
+        """The utterances of a shard, long ones cut and all with texts as far as possible; and why some are left out."""
+        config = self.recipe.config
+        utterances = recall_pieces(shard.utterances, self._pieces, config)
         if self._recogniser is None or self._transcripts is None:
-            return shard.utterances
-        from valle.data.transcripts import TranscriptCache, fill_texts, parts_folder
+            return utterances, {}
+        from valle.data.transcripts import TranscriptCache, parts_folder
 
         cache = self._transcripts
         if not self._alone:
@@ -185,10 +206,29 @@ class Worker:
             cache = TranscriptCache(folder / f"{Path(shard.file).stem}.jsonl", base=cache)
         try:
             least = self.recipe.min_confidence
-            return list(fill_texts(shard.utterances, self._recogniser, cache, min_confidence=least))
+            return transcribed(utterances, self._cutter, self._recogniser, cache, config, min_confidence=least)
         finally:
             if not self._alone:
                 cache.close()
+
+
+def _load_cutter(recipe: Recipe) -> Cutter:
+    """
+    Raises:
+        ValleError: this machine has another detector than the one that the others cut by.
+    """
+    from valle.data.segment import load_detector
+
+    detector = recipe.detector
+    if isinstance(detector, str):
+        wanted, detector = detector, load_detector()
+        if detector.name != wanted:
+            raise ValleError(
+                f"the machine {platform.node()} tells speech from pauses by {detector.name}, the others by {wanted}; "
+                "install the same packages on all of them: pip install 'valle[prepare]'"
+            )
+    assert detector is not None
+    return Cutter(detector, recipe.config)
 
 
 def make_shards(

@@ -1,10 +1,11 @@
 """Build a packed dataset: text -> normalised -> phoneme ids, audio -> codec -> codes (paper §4.1).
 
 Recordings come from any source (``valle.data.sources``). Those without text are transcribed if there is a recogniser
-(``valle.data.recognise``); what would teach nonsense is left out with a reason (``valle.data.reading``); with an
-aligner (``valle.asr``) the pack also tells how many frames each phoneme lasts; with ``augment`` it holds more
-versions of each utterance, by virtual voices (``valle.data.augment``). A build that was stopped goes on where it was
-(``valle.data.shards``); many workers make the same pack as one (``valle.data.engine``).
+(``valle.data.recognise``), and cut in their pauses where they are long (``valle.data.cutting``); what would teach
+nonsense is left out with a reason (``valle.data.reading``); with an aligner (``valle.asr``) the pack also tells how
+many frames each phoneme lasts; with ``augment`` it holds more versions of each utterance, by virtual voices
+(``valle.data.augment``). A build that was stopped goes on where it was (``valle.data.shards``); many workers make the
+same pack as one (``valle.data.engine``).
 
 ``valle prepare SOURCE... --codec DIR --out DIR [--recogniser KIND:MODEL] [--aligner DIR] [--augment N] [--workers N]``
 """
@@ -24,19 +25,22 @@ import torch
 
 from valle.data.augment import version_name
 from valle.data.corpus import Utterance
+from valle.data.cutting import check_names, is_too_long
 from valle.data.engine import Recipe, Shard, check_workers, make_shards
 from valle.data.pack import INFO_FILE, PHONEMES_FILE, Pack, PackInfo, ShardInfo, write_info
 from valle.data.progress import Progress
 from valle.data.quality import QualityConfig
 from valle.data.reading import Phonemize, PrepareConfig, espeak
+from valle.data.segment import load_detector
 from valle.data.shards import parts
 from valle.data.sources import SourceConfig, read_sources
 from valle.errors import ValleError
 from valle.files import write_atomic
 
 if TYPE_CHECKING:
-    from valle.asr import Aligner
+    from valle.asr import PhonemeAligner
     from valle.codec.base import Codec
+    from valle.data.segment import SpeechDetector
     from valle.data.transcripts import Recogniser
     from valle.text import PhonemeInventory
 
@@ -51,12 +55,13 @@ def build_pack(
     inventory: PhonemeInventory | None = None,
     phonemize: Phonemize | None = None,
     device: str | torch.device = "cpu",
-    aligner: Aligner | None = None,
+    aligner: PhonemeAligner | None = None,
     like: Pack | None = None,
     source_config: SourceConfig | None = None,
     recogniser: Recogniser | str | None = None,
     transcripts: str | Path | None = None,
     min_confidence: float = 0.0,
+    detector: SpeechDetector | None = None,
     workers: int = 1,
     ray_address: str | None = None,
 ) -> PackInfo:
@@ -80,6 +85,7 @@ def build_pack(
             each worker.
         transcripts: where its transcripts are kept, ``out/transcripts.jsonl`` by default.
         min_confidence: transcripts of which it is less sure are left out.
+        detector: tells speech from pauses in recordings that are cut; Silero's by default.
         workers: how many shards are made at a time; the pack is the same. More than one needs Ray.
         ray_address: of a Ray cluster whose machines work (``valle.data.engine.make_shards``).
 
@@ -122,6 +128,9 @@ def build_pack(
             )
     if config.augment:
         _check_names(utterances)
+    cuts = recogniser is not None and any(is_too_long(u, config) for u in utterances)
+    if cuts:
+        check_names(utterances)
     out.mkdir(parents=True, exist_ok=True)
     for torn in out.glob(".*.part"):  # left by a run that was killed while writing
         torn.unlink(missing_ok=True)
@@ -154,6 +163,7 @@ def build_pack(
         recogniser=recogniser,
         transcripts=Path(transcripts or out / "transcripts.jsonl"),
         min_confidence=min_confidence,
+        detector=(detector or load_detector().name) if cuts else None,
     )
     to_make: list[Shard] = []
     for split in splits:
@@ -231,7 +241,7 @@ def _check_names(utterances: list[Utterance]) -> None:
                 )
 
 
-def _check_fit(aligner: Aligner, inventory: PhonemeInventory, codec: Codec) -> None:
+def _check_fit(aligner: PhonemeAligner, inventory: PhonemeInventory, codec: Codec) -> None:
     """
     Raises:
         ValleError: the aligner's phonemes are not the inventory's, or its frames not the codec's.
@@ -297,6 +307,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--transcripts", metavar="FILE", help="where transcripts are kept (transcripts.jsonl in the pack's folder)"
     )
     parser.add_argument(
+        "--segment",
+        choices=("auto", "all", "none"),
+        default=PrepareConfig.segment,
+        help="with --recogniser: cut recordings above --max-seconds in their pauses, into pieces of 10 to 20 s, and "
+        "transcribe these; auto: those without text, all: also those with one, which is then not used (auto)",
+    )
+    parser.add_argument(
         "--quality",
         action="store_true",
         help="leave out what is noisy, clipped, narrow or hardly speech (docs/data.md)",
@@ -327,6 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     splits = args.splits.split(",")
     if (args.min_confidence or args.transcripts) and not args.recogniser:
         raise ValleError("--min-confidence and --transcripts are for a recogniser; give --recogniser as well")
+    if args.segment == "all" and not args.recogniser:
+        raise ValleError("--segment all has the pieces of long recordings transcribed; give --recogniser as well")
     if args.augment and not any(split.split("+")[0] in PrepareConfig.augment_splits for split in splits):
         raise ValleError("--augment adds to the split train, which is not among --splits; leave out one of the two")
     from valle.codec.base import load_codec
@@ -339,6 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         min_fit=args.min_fit,
         augment=args.augment,
         quality=QualityConfig() if args.quality else None,
+        segment=args.segment,
     )
     source_config = SourceConfig(
         dev_share=args.dev_share,
@@ -357,9 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     codec = load_codec(args.codec)
     aligner = None
     if args.aligner:
-        from valle.asr import Aligner
+        from valle.asr.hybrid.model import load_aligner
 
-        aligner = Aligner.load(args.aligner)
+        aligner = load_aligner(args.aligner)
     info = build_pack(
         args.sources,
         codec,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ class PrepareConfig:
     min_seconds: float = 0.5
     """Shorter recordings are left out."""
     max_seconds: float = 30.0
-    """Longer recordings are left out."""
+    """Longer recordings are cut in their pauses (``segment``) or left out."""
     shard_hours: float = 1.0
     """Length of one file of the pack; a stopped build loses at most this much."""
     trim: bool = True
@@ -59,6 +59,9 @@ class PrepareConfig:
     """Look into each file first: a damaged one is left out with what is wrong with it, and not only as unreadable."""
     quality: QualityConfig | None = None
     """Thresholds for noise, clipping, bandwidth and the like; None leaves out nothing for its quality."""
+    segment: Literal["auto", "all", "none"] = "auto"
+    """Which recordings longer than ``max_seconds`` are cut where there is a recogniser: those without text; those with
+    one too, which is then not used; or none (``valle.data.cutting``)."""
 
     def __post_init__(self) -> None:
         if self.augment < 0:
@@ -71,6 +74,9 @@ class PrepareConfig:
 
 class Rejected(Exception):
     """This utterance stays out; the message is the reason."""
+
+
+_CUTTING = ValleError("with a recogniser it is cut if it has no text, or with --segment all whatever it has")
 
 
 def read_utterance(
@@ -122,7 +128,7 @@ def load_utterance(utterance: Utterance, sample_rate: int, config: PrepareConfig
     from valle.audio import normalise_loudness, trim_silence
 
     try:
-        if config.probe:
+        if config.probe and utterance.end_s is None:  # a long recording was looked at before it was cut
             probe(utterance.path)
         wav = load_wav(utterance, sample_rate)  # [1, N]
     except BadAudio as error:
@@ -141,7 +147,7 @@ def load_utterance(utterance: Utterance, sample_rate: int, config: PrepareConfig
     if seconds < config.min_seconds:
         raise Rejected(f"shorter than {config.min_seconds:g} s")
     if seconds > config.max_seconds:
-        raise Rejected(f"longer than {config.max_seconds:g} s")
+        raise Rejected(f"longer than {config.max_seconds:g} s") from _CUTTING
     if config.normalise:
         wav = normalise_loudness(wav, sample_rate)
     return wav

@@ -123,7 +123,7 @@ class WhisperRecogniser:
 
 
 def load_recogniser(spec: str, *, threads: int = 1, device: str = "cpu") -> Recogniser:
-    """The recogniser ``vosk:FOLDER``, ``whisper:NAME`` or ``whisper:FOLDER``.
+    """The recogniser ``vosk:FOLDER``, ``whisper:NAME``, ``whisper:FOLDER``, or ``hybrid:FOLDER`` (``valle asr train``).
 
     Args:
         spec: which.
@@ -134,10 +134,10 @@ def load_recogniser(spec: str, *, threads: int = 1, device: str = "cpu") -> Reco
         ValleError: an unknown kind, a missing package, or no model there.
     """
     kind, colon, where = spec.partition(":")
-    if not colon or not where or kind not in ("vosk", "whisper", "valle"):
+    if not colon or not where or kind not in ("vosk", "whisper", "hybrid", "hybrid-gmm", "valle"):
         raise ValleError(
             f"the recogniser {spec!r} is none that is known; give vosk:FOLDER, or whisper:NAME (such as whisper:base) "
-            "or whisper:FOLDER"
+            "or whisper:FOLDER, or hybrid:FOLDER with one by `valle asr train`"
         )
     if kind == "valle":
         raise ValleError(
@@ -146,6 +146,10 @@ def load_recogniser(spec: str, *, threads: int = 1, device: str = "cpu") -> Reco
         )
     if kind == "vosk":
         return VoskRecogniser(where)
+    if kind in ("hybrid", "hybrid-gmm"):
+        from valle.asr.hybrid.recogniser import HybridRecogniser
+
+        return HybridRecogniser(where, acoustics="network" if kind == "hybrid" else "gmm")
     return WhisperRecogniser(where, threads=threads, device=device)
 
 

@@ -254,7 +254,7 @@ def read_segment(path: str | Path, piece: Segment, sample_rate: int | None = Non
     """The sound of a piece alone, mixed to one channel: wav [N] and its rate, the file's own by default.
 
     Raises:
-        ValleError: it cannot be opened or decoded.
+        ValleError: it cannot be opened or decoded, or nothing is there.
     """
     import soundfile
     import soxr
@@ -269,6 +269,8 @@ def read_segment(path: str | Path, piece: Segment, sample_rate: int | None = Non
             wav = file.read(stop - start, dtype="float32", always_2d=True).mean(1)  # [N]
         except soundfile.SoundFileError as error:
             raise ValleError(f"the recording {path} is damaged; export it again") from error
+    if not len(wav):
+        raise ValleError(f"the recording {path} has nothing at {piece.start_s:g} s; it was longer when it was cut")
     if sample_rate is not None and sample_rate != rate:
         wav, rate = soxr.resample(wav, rate, sample_rate), sample_rate
     return np.asarray(wav, np.float32), rate

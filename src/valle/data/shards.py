@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from valle.data.reading import Phonemize, PrepareConfig, Rejected, ahead, load_u
 from valle.errors import ValleError
 
 if TYPE_CHECKING:
-    from valle.asr import Aligner
+    from valle.asr import PhonemeAligner
     from valle.codec.base import Codec
     from valle.text import PhonemeInventory
 
@@ -42,7 +42,7 @@ class ShardMaker:
         phonemize: Phonemize,
         config: PrepareConfig,
         device: str | torch.device,
-        aligner: Aligner | None,
+        aligner: PhonemeAligner | None,
     ) -> None:
         self.info, self.codec, self.inventory, self.config = info, codec, inventory, config
         self.phonemize, self.device, self.aligner = phonemize, device, aligner
@@ -59,11 +59,17 @@ class ShardMaker:
         return self.known is not None and utterance.id in self.known
 
     def make(
-        self, path: Path, split: str, utterances: list[Utterance], note: Callable[[Done], None] | None = None
+        self,
+        path: Path,
+        split: str,
+        utterances: list[Utterance],
+        note: Callable[[Done], None] | None = None,
+        refused: Mapping[str, Rejected] | None = None,
     ) -> tuple[ShardInfo, list[dict[str, str]]]:
         """Write one shard, or keep the one that is there; returns it and what was left out of it.
 
-        ``note`` is told how far it is after each utterance. The file appears whole or not at all, at the end.
+        ``note`` is told how far it is after each utterance; those in ``refused``, by their ids, are left out unread.
+        The file appears whole or not at all, at the end.
         """
         note = note or (lambda done: None)
         note(Done())
@@ -76,7 +82,8 @@ class ShardMaker:
             packed: list[PackedUtterance] = []
             left_out: list[dict[str, str]] = []
             made_s = 0.0
-            reads = ahead(functools.partial(self._read, n_versions), utterances, depth=max(2, 16 // (1 + n_versions)))
+            read_one = functools.partial(self._read, n_versions, refused or {})
+            reads = ahead(read_one, utterances, depth=max(2, 16 // (1 + n_versions)))
             for utterance, read in zip(utterances, reads, strict=True):
                 try:
                     if isinstance(read, Rejected):
@@ -97,8 +104,12 @@ class ShardMaker:
         rejected: list[dict[str, str]] = json.loads(metadata["rejected"])
         return ShardInfo(path.name, split, len(json.loads(metadata["ids"])), round(hours, 4)), rejected
 
-    def _read(self, n_versions: int, utterance: Utterance) -> tuple[list[int], list[Tensor]] | Rejected:
+    def _read(
+        self, n_versions: int, refused: Mapping[str, Rejected], utterance: Utterance
+    ) -> tuple[list[int], list[Tensor]] | Rejected:
         """What can be done before the codec's turn comes, in another thread: phonemes, and the wav of each version."""
+        if utterance.id in refused:
+            return refused[utterance.id]
         rate = self.codec.sample_rate
         try:
             if self.known is not None and utterance.id in self.known:
@@ -126,7 +137,7 @@ class ShardMaker:
         packed: list[PackedUtterance] = []
         for version, wav in enumerate(wavs):
             with torch.inference_mode():
-                codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu()  # [8, T]
+                codes = self.codec.encode(wav.unsqueeze(0).to(self.device))[0].cpu().to(torch.int16)  # [8, T]
             lasting = durations
             if durations is not None and version:
                 lasting = scale_durations(durations, codes.shape[1])
@@ -161,6 +172,7 @@ class ShardMaker:
         config = to_dict(self.config)
         del config["augment"], config["augment_splits"]  # n_versions says it, and only where there are versions
         del config["probe"]  # it names the reason, but what cannot be read is left out in any case
+        del config["segment"]  # the ids of pieces say it
         if config["quality"] is None:
             del config["quality"]
         made_by = [self.info.codec_fingerprint, self.inventory.version, config]
