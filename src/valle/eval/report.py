@@ -206,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument("--nar-guidance", type=float, help="by the voice, for codebooks 2 to 8 (the model's choice)")
     speech.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")
-    speech.add_argument("--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (1)")
+    speech.add_argument(
+        "--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (the model's choice)"
+    )
     speech.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     _add_judging(speech)
 

@@ -1,0 +1,108 @@
+"""The configuration of a recogniser's training: one TOML file (``configs/asr.toml``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from valle.asr.hybrid.bootstrap import BootstrapConfig
+from valle.asr.hybrid.network import NetworkConfig
+from valle.config import load_config
+from valle.errors import ValleError
+from valle.train.optimiser import OptimiserConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network learns."""
+
+    epochs: float = 8.0
+    """Times that it sees all recordings at all speeds; the learning rate reaches 0 here."""
+    budget_minutes: float = 0.0
+    """Minutes of the whole run, 0 for no bound: it ends, and the learning rate reaches 0, here or after ``epochs``,
+    whichever comes first. A run that follows the clock cannot be repeated bit for bit."""
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """At which recordings are played."""
+    batch_seconds: float = 120.0
+    """Seconds of speech in a batch, padding included."""
+    frequency_masks: int = 2
+    """SpecAugment: bands silenced in each recording."""
+    frequency_width: int = 15
+    """Mel channels of a band at most."""
+    time_masks: float = 0.1
+    """SpecAugment: share of the frames that is silenced, in gaps of 25 frames at most."""
+    label_smoothing: float = 0.05
+    """Share of a label's probability that goes to all states."""
+    ema_decay: float = 0.998
+    """The weights that are judged and kept are a moving average with this decay; 0: off."""
+    log_every: int = 20
+    """Steps between log lines."""
+    eval_every: int = 400
+    """Steps between looks at dev."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.batch_seconds <= 0 or min(self.log_every, self.eval_every) < 1:
+            raise ValleError(f"epochs, batch_seconds, log_every and eval_every must be above 0, not {self}")
+        if not self.speeds or not all(0.5 <= s <= 2 for s in self.speeds):
+            raise ValleError(f"speeds are {self.speeds}; give some between 0.5 and 2, such as [0.9, 1.0, 1.1]")
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The language model."""
+
+    order: int = 3
+    """Words of the longest gram."""
+    texts: tuple[str, ...] = ()
+    """Further files of text, one sentence a line; the transcripts of ``train`` always count."""
+    words: str = ""
+    """A list ``word count`` a line, or ``symspellpy`` for the one in that package; none: only words of the texts."""
+    pairs: str = ""
+    """A list ``word word count`` a line, or ``symspellpy``."""
+    n_words: int = 40_000
+    """Words taken from the list, the most frequent ones."""
+    weight: float = 1.0
+    """What the list counts as: so many times the words of the texts."""
+    arpa: str = ""
+    """A finished model in place of all of this."""
+
+
+@dataclass(frozen=True)
+class HybridConfig:
+    """One TOML file."""
+
+    sources: tuple[str, ...]
+    """Corpora, as ``valle prepare`` takes them: a folder with a manifest, or KIND:PATH."""
+    out: str
+    """Folder of the run; the finished model is in ``out/model``."""
+    train_split: str = "train"
+    """The split to learn from."""
+    dev_split: str = "dev"
+    """The split to judge and to tune by."""
+    max_hours: float = 0.0
+    """Take an even choice of so many hours; 0 takes all."""
+    lang: str = "en-us"
+    """Language of the texts."""
+    min_phone_count: int = 40
+    """A phone heard less often is taken for the nearest that is heard more."""
+    tune_seconds: float = 600.0
+    """Seconds of dev by which the weights of acoustics and language are chosen; 0 leaves them as they are."""
+    seed: int = 0
+    """Of everything random."""
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
+    """The Gaussians."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """The network."""
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=1.5e-3, warmup_steps=200))
+    """How its weights move."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How long, on what."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """The language model."""
+
+
+def load_hybrid_config(path: str | Path) -> HybridConfig:
+    """Read a TOML file; see ``valle.config.load_config`` for its errors."""
+    return load_config(path, HybridConfig)

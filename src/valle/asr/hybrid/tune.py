@@ -1,0 +1,87 @@
+"""How a recogniser listens best: weights of acoustics against language, and how sure it is, chosen on dev."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from valle.asr.hybrid.confidence import calibrate, marks, unit_log_posteriors
+from valle.asr.hybrid.recogniser import HybridRecogniser, transcripts_agree
+from valle.asr.hybrid.tree import units_of_pdfs
+from valle.asr.hybrid.words import align_words
+
+SCALES = (0.6, 0.45, 0.8, 0.3, 1.0)
+"""Of the network's log-likelihoods; of equally good ones the first is taken."""
+GMM_SCALES = (0.12, 0.08, 0.18, 0.05)
+"""Of the Gaussians'."""
+PRIORS = (0.8, 0.5, 1.0)
+"""How much of the states' frequencies is taken off."""
+
+
+class Known(NamedTuple):
+    """A recording and its words."""
+
+    mels: Tensor
+    """[T, 80]"""
+    words: list[str]
+    """What is said."""
+
+
+def errors(words: Sequence[str], reference: Sequence[str]) -> int:
+    """Words to change, leave out or put in to make one of the other."""
+    row = list(range(len(reference) + 1))
+    for i, word in enumerate(words, 1):
+        diagonal, row[0] = row[0], i
+        for j, wanted in enumerate(reference, 1):
+            diagonal, row[j] = row[j], min(diagonal + (word != wanted), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def error_share(recogniser: HybridRecogniser, answers: Sequence[Tensor], known: Sequence[Known]) -> float:
+    """Word error rate, without normalisation, from ``HybridRecogniser.answers`` of each."""
+    wrong = sum(errors(recogniser.decode(recogniser.scaled(a)), k.words) for a, k in zip(answers, known, strict=True))
+    return wrong / max(1, sum(len(k.words) for k in known))
+
+
+def tuned(recogniser: HybridRecogniser, known: Sequence[Known]) -> tuple[HybridRecogniser, list[str]]:
+    """The same recogniser with the weights that have fewest errors, and what each trial had, in words."""
+    told: list[str] = []
+    answers = [recogniser.answers(k.mels) for k in known]
+
+    def choose(name: str, values: Sequence[float], given: HybridRecogniser) -> HybridRecogniser:
+        best, least = given, 9.0
+        for value in values:
+            trial = given.with_decoding(**{name: value})
+            share = error_share(trial, answers, known)
+            told.append(f"{name} {value:g}: WER {100 * share:.1f} %")
+            if share < least:
+                best, least = trial, share
+        return best
+
+    if recogniser.acoustics == "gmm":
+        return choose("gmm_scale", GMM_SCALES, recogniser), told
+    recogniser = choose("acoustic_scale", SCALES, recogniser)
+    return choose("prior_scale", PRIORS, recogniser), told
+
+
+def calibration(recogniser: HybridRecogniser, known: Sequence[Known]) -> tuple[float, ...]:
+    """``DecodingConfig.calibration`` from what the recogniser hears on recordings whose words are known."""
+    all_marks: list[tuple[float, float, float]] = []
+    right: list[bool] = []
+    of_pdf = units_of_pdfs(recogniser.model.pdfs)
+    for k in known:
+        scores, posteriors = recogniser.score(k.mels)
+        heard = recogniser.decode(scores)
+        if not heard:
+            continue
+        found = align_words(scores, [recogniser.pronunciations(w) for w in heard], recogniser.model.pdfs)
+        if found is None:
+            continue
+        of_units = unit_log_posteriors(posteriors, of_pdf)
+        agree = transcripts_agree(heard, k.words)
+        for word in found.words:
+            all_marks.append(marks(word, of_units))
+            right.append(agree[word.word])
+    return calibrate(all_marks, right)

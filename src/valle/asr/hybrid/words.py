@@ -1,0 +1,179 @@
+"""Words in a recording: the chain of what may be said, and when each word and each of its phones is.
+
+A transcript is often not quite what is said. With ``Robust`` each word may be left out at a cost, and before, between
+and after words there may be speech that is not in the transcript: a filler, which in every step scores as the best
+state of all less a fixed amount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle.asr.hybrid.chain import NOWHERE, Chain, best_path
+from valle.asr.hybrid.lexicon import Pronunciation
+from valle.asr.hybrid.units import SILENCE_ID
+
+FILLER = -2
+"""The owner of a node of speech that is not in the text."""
+
+_PAUSE_COST = 0.7
+
+
+@dataclass(frozen=True)
+class Robust:
+    """What it costs, in log-likelihood without a scale, that text and speech differ."""
+
+    skip_cost: float = 5.0
+    """Of leaving out a word; much more, and a word that nobody says hides in two steps of silence."""
+    filler_cost: float = 10.0
+    """Of speech that is not in the text, once."""
+    filler_step: float = 0.8
+    """And for each step of 30 ms of it."""
+
+
+class Phone(NamedTuple):
+    """A unit that is heard."""
+
+    unit: int
+    """Which."""
+    start: int
+    """Its first step."""
+    end: int
+    """The step after its last."""
+
+
+class HeardWord(NamedTuple):
+    """A word of the text that is heard."""
+
+    word: int
+    """Its position in the text."""
+    phones: tuple[Phone, ...]
+    """Its units in order."""
+
+    @property
+    def start(self) -> int:
+        """Its first step."""
+        return self.phones[0].start
+
+    @property
+    def end(self) -> int:
+        """The step after its last."""
+        return self.phones[-1].end
+
+
+class WordAlignment(NamedTuple):
+    """A text in a recording."""
+
+    words: tuple[HeardWord, ...]
+    """Those that are heard, in order."""
+    missing: tuple[int, ...]
+    """Positions of the words that are not heard."""
+    extra: tuple[tuple[int, int], ...]
+    """Steps from, to: speech that is not in the text."""
+    likelihood: float
+    """Of the path."""
+    units: tuple[int, ...]
+    """The unit of each step; silence also where the speech is not in the text."""
+
+
+def align_words(
+    scores: NDArray[np.float32],
+    words: Sequence[Sequence[Pronunciation]],
+    pdfs: NDArray[np.int32],
+    robust: Robust | None = None,
+) -> WordAlignment | None:
+    """The best way to say ``words`` in a recording; None where it has too few steps.
+
+    Args:
+        scores: [S, pdfs] log-likelihoods.
+        words: of each word, its pronunciations.
+        pdfs: [units, left, 2].
+        robust: None where the text is exactly what is said.
+    """
+    filler = scores.shape[1]
+    if robust is not None:
+        best = scores.max(1, keepdims=True) - robust.filler_step
+        scores = np.concatenate([scores, best], axis=1)
+    chain, said = _chain(words, pdfs, robust, filler)
+    found = best_path(chain.graph(), scores)
+    if found is None:
+        return None
+    return _read(chain, said, found[0], found[1], len(words))
+
+
+class _Said(NamedTuple):
+    word: int
+    unit: int
+    position: int
+
+
+def _chain(
+    words: Sequence[Sequence[Pronunciation]], pdfs: NDArray[np.int32], robust: Robust | None, filler: int
+) -> tuple[Chain, list[_Said]]:
+    chain = Chain()
+    said: list[_Said] = []
+    quiet_pdfs = (int(pdfs[SILENCE_ID, SILENCE_ID, 0]), int(pdfs[SILENCE_ID, SILENCE_ID, 1]))
+    Way = tuple[int, int, float]  # node, its unit, cost so far
+
+    def enter(ways: Sequence[Way], node: int, cost: float) -> int:
+        chain.ways += [(n, node, c + cost) for n, _, c in ways]
+        return node
+
+    def between(ways: list[Way]) -> list[Way]:
+        quiet = enter(ways, chain.add(*quiet_pdfs, NOWHERE), _PAUSE_COST)
+        after: list[Way] = [(n, u, c + _PAUSE_COST) for n, u, c in ways]
+        after.append((quiet, SILENCE_ID, 0.0))
+        if robust is not None:
+            other = enter(after, chain.add(filler, filler, FILLER), robust.filler_cost)
+            again = chain.add(*quiet_pdfs, NOWHERE)
+            chain.ways.append((other, again, _PAUSE_COST))
+            after += [(other, SILENCE_ID, _PAUSE_COST), (again, SILENCE_ID, 0.0)]
+        return after
+
+    ways: list[Way] = between([(-1, SILENCE_ID, 0.0)])
+    for number, pronunciations in enumerate(words):
+        after: list[Way] = []
+        for pronunciation in dict.fromkeys(pronunciations):
+            at = ways
+            for position, unit in enumerate(pronunciation):
+                made: dict[int, int] = {}
+                for node, left, cost in at:
+                    if left not in made:
+                        said.append(_Said(number, unit, position))
+                        made[left] = chain.add(int(pdfs[unit, left, 0]), int(pdfs[unit, left, 1]), len(said) - 1)
+                    chain.ways.append((node, made[left], cost))
+                at = [(node, unit, 0.0) for node in made.values()]
+            after += at if pronunciation else []
+        if robust is not None:
+            after += [(n, u, c + robust.skip_cost) for n, u, c in ways]
+        ways = between(after)
+    chain.ends = [(n, c) for n, _, c in ways if n >= 0]
+    return chain, said
+
+
+def _read(chain: Chain, said: Sequence[_Said], nodes: Sequence[int], likelihood: float, n_words: int) -> WordAlignment:
+    phones: list[tuple[int, Phone]] = []  # word, phone
+    extra: list[tuple[int, int]] = []
+    units: list[int] = []
+    start = 0
+    for step in range(1, len(nodes) + 1):
+        if step < len(nodes) and nodes[step] == nodes[start]:
+            continue
+        owner = chain.owners[nodes[start]]
+        if owner == FILLER:
+            extra.append((start, step))
+        if owner >= 0:
+            phones.append((said[owner].word, Phone(said[owner].unit, start, step)))
+        units += [said[owner].unit if owner >= 0 else SILENCE_ID] * (step - start)
+        start = step
+    of_word: dict[int, list[Phone]] = {}
+    for word, phone in phones:
+        of_word.setdefault(word, []).append(phone)
+    heard = tuple(HeardWord(word, tuple(p)) for word, p in of_word.items())
+    missing = tuple(w for w in range(n_words) if w not in of_word)
+    return WordAlignment(heard, missing, tuple(extra), likelihood, tuple(units))
