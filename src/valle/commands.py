@@ -345,6 +345,10 @@ class AsrAlign:
             from valle.asr.hybrid.model import is_hybrid
 
             if is_hybrid(self.aligner):
+                if self.frame_shift is not None:
+                    raise ValleError(
+                        f"{self.aligner} is a hybrid recogniser, whose times are in seconds; leave out --frame-shift"
+                    )
                 from valle.asr.hybrid.transcribe import print_alignment
 
                 return print_alignment(self.audio, self.text, self.aligner, as_json=self.json)

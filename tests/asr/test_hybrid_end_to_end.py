@@ -209,8 +209,13 @@ def test_the_graph_is_kept_and_follows_the_language_model(model: Path, tmp_path:
     kept.unlink()
     HybridRecogniser(copy)
     assert kept.is_file()
+    kept.write_bytes(kept.read_bytes()[:-40])
+    recogniser = HybridRecogniser(copy)  # a damaged one is made anew
+    assert recogniser.graph.n_arcs > 0
+    assert HybridRecogniser(copy).name == recogniser.name
     train_ngrams([["see"]], 2).save(copy / "lm.arpa")
     assert HybridRecogniser(copy).graph.words == ["see"]
+    assert HybridRecogniser(copy).name != recogniser.name  # transcripts are kept under it
     assert len(list(copy.glob("graph-*.fst"))) == 2
 
 

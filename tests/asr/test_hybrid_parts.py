@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ import torch
 
 pytest.importorskip("kaldi_native_fbank")
 
-from valle.asr.hybrid.batches import IGNORE, Item, plan
-from valle.asr.hybrid.bootstrap import pdfs_of_path
+from valle.asr.hybrid.batches import IGNORE, Item, make_batch, plan
+from valle.asr.hybrid.bootstrap import BootstrapConfig, pdfs_of_path
 from valle.asr.hybrid.chain import NOWHERE, best_path, utterance_chain
 from valle.asr.hybrid.confidence import calibrate, probability, unit_log_posteriors
-from valle.asr.hybrid.config import load_hybrid_config
+from valle.asr.hybrid.config import HybridConfig, LanguageConfig, TrainingConfig, load_hybrid_config
 from valle.asr.hybrid.features import at_steps, fbank, n_steps
 from valle.asr.hybrid.gmm import Gmm, discriminant
 from valle.asr.hybrid.lexicon import make_lexicon, words_of
@@ -23,6 +25,7 @@ from valle.asr.hybrid.lm import BEGIN, END, NGrams, train_ngrams
 from valle.asr.hybrid.network import Network, NetworkConfig
 from valle.asr.hybrid.recogniser import pieces, transcripts_agree
 from valle.asr.hybrid.store import TensorStore
+from valle.asr.hybrid.train import read_utterances, train_recogniser
 from valle.asr.hybrid.tree import ContextStatistics, grow_tree, monophone_table, units_of_pdfs
 from valle.asr.hybrid.tune import errors
 from valle.asr.hybrid.units import SILENCE_ID, Units
@@ -144,6 +147,17 @@ def test_language_model_sums_to_one_and_survives_its_file(tmp_path: Path) -> Non
         train_ngrams([], 2)
 
 
+def test_language_models_of_others(tmp_path: Path) -> None:
+    grams = "\\data\\\nngram 1=4\n\n\\1-grams:\n-1\t</s>\n-99\t<s>\n-0.5\tSEE\n-0.5\tIT'S\n\n"
+    (tmp_path / "lm.arpa").write_text(grams + "\\end\\\n")
+    lm = NGrams.load(tmp_path / "lm.arpa")
+    assert lm.words == ["it's", "see"]  # upper case, as LibriSpeech has them
+    assert lm.log10([BEGIN], "see") == -0.5
+    (tmp_path / "half.arpa").write_text(grams)
+    with pytest.raises(ValleError, match="a part of it is missing"):
+        NGrams.load(tmp_path / "half.arpa")
+
+
 def test_lists_of_words(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("the 100\nOf 50.5\n")
     assert read_list(str(tmp_path / "words"), 1) == {("the",): 100, ("of",): 50.5}
@@ -203,7 +217,63 @@ def test_an_epoch_has_every_recording_once() -> None:
     batches = plan(items, 30.0, torch.Generator().manual_seed(0))
     assert sorted(i for b in batches for i in b) == list(range(100))
     assert all(len(b) * max(items[i].n_frames for i in b) <= 3000 for b in batches)
-    assert IGNORE == -100
+
+
+def test_labels_stay_with_their_frames(tmp_path: Path) -> None:
+    """Mels and labels that both tell the number of the frame: at any speed, crop and shift they agree."""
+    n = 1700  # longer than a crop
+    numbers = {"a": torch.arange(n), "a@2": torch.arange(n // 2) * 2, "b": torch.arange(50)}
+    features, labels = TensorStore(tmp_path / "features"), TensorStore(tmp_path / "labels")
+    mels = {name: frames.half().unsqueeze(1).repeat(1, 80) for name, frames in numbers.items()}
+    features.fill(list(mels), lambda names: [mels[name] for name in names], "mels")
+    labels.fill(["a", "b"], lambda names: [numbers[name].short() for name in names], "labels")
+    assert features.length("a@2") == n // 2
+    items = [Item("a", "a", 1.0, n), Item("a@2", "a", 2.0, n // 2), Item("b", "b", 1.0, 50)]
+    plain = TrainingConfig(frequency_masks=0, time_masks=0.0)
+    seen = set()
+    for seed in range(6):
+        for config in (plain, None):
+            batch = make_batch(items, features, labels, config, torch.Generator().manual_seed(seed))
+            assert [n_steps(int(t)) for t in batch.lens] == (batch.labels != IGNORE).sum(1).tolist()
+            keep = batch.labels != IGNORE
+            assert torch.equal(at_steps(batch.mels[:, :, 0].T).T[keep].long(), batch.labels[keep])
+            seen.add((config is None, int(batch.mels[0, 0, 0])))
+    assert len([first for is_dev, first in seen if not is_dev]) > 2
+    assert [first for is_dev, first in seen if is_dev] == [0]
+
+
+def test_mistakes_are_found_before_the_long_work(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        line = {"id": "u", "path": "u.wav", "seconds": 1.0, "split": "train", "text": "see"}
+        (folder / "manifest.jsonl").write_text(json.dumps(line))
+    config = HybridConfig(sources=(str(tmp_path / "a"),), out=str(tmp_path / "run"))
+    assert [u.id for u in read_utterances(config)[0]] == ["u"]
+    with pytest.raises(ValleError, match="2 recordings have the id 'u'"):
+        read_utterances(replace(config, sources=(str(tmp_path / "a"), str(tmp_path / "b"))))
+    pytest.importorskip("kaldifst")
+    pytest.importorskip("kaldi_decoder")
+    for name in ("arpa", "words"):
+        with pytest.raises(ValleError, match=r"none\.txt"):
+            train_recogniser(replace(config, language=LanguageConfig(**{name: str(tmp_path / "none.txt")})))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (LanguageConfig, {"order": 0}),
+        (LanguageConfig, {"pairs": "symspellpy"}),
+        (BootstrapConfig, {"n_features": 118}),
+        (BootstrapConfig, {"mono_rounds": ()}),
+        (BootstrapConfig, {"n_pdfs": 40000}),
+        (TrainingConfig, {"ema_decay": 1.0}),
+        (NetworkConfig, {"dropout": 1.0}),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(cls: type, options: dict[str, object]) -> None:
+    with pytest.raises(ValleError, match=next(iter(options)).partition("_")[0]):
+        cls(**options)
 
 
 @pytest.mark.parametrize("name", ["asr.toml", "asr-librispeech.toml"])

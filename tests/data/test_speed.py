@@ -100,6 +100,13 @@ def test_the_command_line(tmp_path, capsys):
     assert "60,000 h" in told
     assert "1. " in told
     assert "indices of transcripts" in told.partition("1. ")[2].partition("\n")[0]
-    for arguments in ([], ["x", "--measured", "y"], ["--measured", str(tmp_path / "none.json")]):
+    assert main(["--measured", str(path)]) == 0
+    assert capsys.readouterr().out == SPEED.table()
+    for name, text in (("list", "[]"), ("empty", json.dumps({**to_dict(SPEED), "steps": []}))):
+        (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(ValleError):
+            main(["--measured", str(tmp_path / f"{name}.json")])
+    wrong = [[], ["x", "--measured", "y"], ["--measured", str(path), "--json", "z"]]
+    for arguments in (*wrong, ["--measured", str(tmp_path / "none.json")]):
         with pytest.raises(ValleError):
             main(arguments)

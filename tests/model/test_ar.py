@@ -480,8 +480,10 @@ def test_gains_are_what_the_text_added():
         codes = torch.cat([row(batch, i).codes, said.codes[i].unsqueeze(0)], dim=1)
         for b in (batch, silent):
             one = row(b, i)._replace(codes=codes, code_lens=torch.tensor([codes.shape[1]]))
-            log_probs = logits_of(model, *one[:4])[0, n_prompt : n_prompt + n].log_softmax(-1)
-            gains.append(log_probs.gather(1, said.codes[i].unsqueeze(1)).sum())
+            log_probs = logits_of(model, *one[:4])[0, n_prompt:].log_softmax(-1)  # [n + 1, 25]
+            gains.append(log_probs[:n].gather(1, said.codes[i].unsqueeze(1)).sum())
+            if said.stop_reasons[i] == "eos":
+                gains[-1] += log_probs[n, model.eos_id]
         n_drawn = n + (said.stop_reasons[i] == "eos")
         assert float(said.gains[i]) == pytest.approx(float(gains[0] - gains[1]) / n_drawn, abs=1e-4)
 

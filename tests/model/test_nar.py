@@ -529,8 +529,26 @@ def test_guidance_is_the_prompt_taken_further():
 
 
 @pytest.mark.parametrize(
-    "options", [{"prompt_heads": 3}, {"prompt_heads": 2, "local_layers": 0}, {"prompt_dropout": 1.0}]
+    "options",
+    [
+        {"prompt_heads": 3},
+        {"prompt_heads": 2, "local_layers": 0},
+        {"prompt_heads": 2, "one_pass": False},
+        {"prompt_heads": 2, "codebook_dim": 12, "complete_by": "prompt"},
+        {"prompt_dropout": 1.0},
+    ],
 )
 def test_a_look_up_that_cannot_be_is_refused(options):
     with pytest.raises(ValleError, match=next(iter(options))):
         dataclasses.replace(LOCAL, **options)
+
+
+def test_prompts_are_kept_from_rows_in_training_only():
+    still = dataclasses.replace(TINY, dropout=0.0)
+    config = dataclasses.replace(LOOK_UP, transformer=still, prompt_dropout=0.99)
+    model, batch = make(config), make_batch()
+    alone = batch._replace(prompt_lens=torch.zeros(3, dtype=torch.int64))
+    told, untold = (logits_of(model, b, 3)[batch.in_loss] for b in (batch, alone))
+    assert not torch.allclose(told, untold)
+    torch.manual_seed(0)
+    torch.testing.assert_close(logits_of(model.train(), batch, 3)[batch.in_loss], untold, atol=1e-5, rtol=0)

@@ -170,9 +170,10 @@ def our_phones(aligner: PhonemeAligner, wav: Tensor, symbols: Sequence[str]) -> 
     Raises:
         ValleError: they cannot be aligned.
     """
-    durations = aligner.align(wav, DEFAULT_INVENTORY.encode(symbols)).durations
+    ids, kind_of = DEFAULT_INVENTORY.encode(symbols), DEFAULT_INVENTORY.kinds
+    durations = aligner.align(wav, ids).durations
     starts = [0.0, *(n * FRAME_S for n in durations.cumsum(0).tolist())]
-    kinds = [DEFAULT_INVENTORY.kinds[i] for i in DEFAULT_INVENTORY.encode(symbols)]
+    kinds = [kind_of[i] for i in ids]
     phones: list[Phone] = []
     joins = False  # whether the symbol before is a phone of the same word
     for symbol, kind, start in zip(symbols, kinds, starts, strict=False):

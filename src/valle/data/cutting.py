@@ -7,7 +7,7 @@ of it, stays the same whatever else is cut, and is another one when the cut is.
 
 Where a recording was cut is kept beside the transcripts, as what one more recogniser has heard, whose words are the
 pieces: a run that was stopped detects nothing twice. A recording is never divided between shards, and of a long one no
-more is in memory than a block, a number for every 32 ms, and the codes of its pieces.
+more is in memory than a block, two numbers for every 32 ms, and the codes of its pieces.
 """
 
 from __future__ import annotations

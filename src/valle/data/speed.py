@@ -85,6 +85,10 @@ class Speed:
     machine: str = ""
     """The processor and what was loaded."""
 
+    def __post_init__(self) -> None:
+        if not self.steps or min(step.audio_s for step in self.steps) <= 0:
+            raise ValleError("figures of speed need steps, each over some seconds of recordings; measure them anew")
+
     @property
     def rate(self) -> float:
         """Hours of recordings an hour of one core, by all steps one after the other."""
@@ -150,7 +154,7 @@ def measure_speed(
     Raises:
         ValleError: none of the recordings is fit.
     """
-    _pass([u for u in utterances[:1]], codec, inventory, phonemize, _Watch(), detector, recogniser, aligner)
+    _pass(utterances[:1], codec, inventory, phonemize, _Watch(), detector, recogniser, aligner)
     watch = _Watch()
     made = _pass(utterances, codec, inventory, phonemize, watch, detector, recogniser, aligner)
     if not made:
@@ -387,8 +391,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.source is None) == (args.measured is None):
         raise ValleError("give recordings to measure the speed on, or --measured FILE with what was measured; not both")
+    if args.json and args.measured is not None:
+        raise ValleError("--json keeps what is measured, but --measured measures nothing; leave one of them out")
     speed = _measured(args) if args.source is None else _measure(args)
-    sys.stdout.write(speed.table() if args.source is not None else "")
+    if args.source is not None or args.plan is None:
+        sys.stdout.write(speed.table())
     if args.plan is not None:
         plan = Plan(
             args.plan,
@@ -409,6 +416,8 @@ def _measured(args: argparse.Namespace) -> Speed:
     path = Path(args.measured)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise ValleError(f"{path} cannot be read ({error}); give what `--json` wrote") from error
     return from_dict(Speed, values, str(path))

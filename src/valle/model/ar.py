@@ -371,9 +371,10 @@ class AR(nn.Module):
         guidance = sampling.guidance
         both = 2 if guidance != 1 or with_gains else 1
         if both == 2 and self.config.text_dropout == 0:
+            asked = f"guidance is {guidance:g}" if guidance != 1 else "what the text adds is asked for"
             raise ValleError(
-                f"guidance is {guidance:g}, but this model has not learnt to go without phonemes (text_dropout); leave "
-                "guidance 1"
+                f"{asked}, but this model has not learnt to go without phonemes; leave guidance 1, or train it with "
+                "text_dropout"
             )
         logits, state = self.prefill(
             torch.cat([phonemes] * both),
@@ -399,24 +400,28 @@ class AR(nn.Module):
 
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
+            told_more = None if gains is None else [0.0] * n_rows
             index = None if pointer is None else list(pointer.index)
             moves = None if state.moves is None else state.moves[:n_rows].softmax(dim=-1).tolist()  # [B][3]
             for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs[:n_rows].tolist(), strict=True)):
                 if reasons[i] is not None:
                     continue
                 if token == self.eos_id or (pointer is not None and pointer.is_over(i)):
-                    values[i] = 0.0 if pointer is not None else value
                     reasons[i] = "eos"
+                    if pointer is not None:  # nothing was drawn
+                        continue
+                else:
+                    codes[i] = token
+                values[i] = value
+                if told_more is not None and gains is not None:
+                    told_more[i] = gains[i]
+                if codes[i] is None:
                     continue
-                codes[i], values[i] = token, value
                 if pointer is not None and moves is not None:
                     pointer.move(i, *moves[i])
                     reasons[i] = "eos" if pointer.is_over(i) else None
                 if reasons[i] is None and n + 1 == most[i]:
                     reasons[i] = "max_frames"
-            told_more = None
-            if gains is not None:
-                told_more = [0.0 if code is None else gain for code, gain in zip(codes, gains, strict=True)]
             yield ARStep(codes, values, list(reasons), index, told_more)
             if None not in reasons:
                 return

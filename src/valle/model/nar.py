@@ -102,8 +102,16 @@ class NARConfig:
             raise ValleError(
                 f"prompt_heads is {self.prompt_heads}; it must be 0 (none) or divide dim, {self.transformer.dim}"
             )
-        if self.prompt_heads and not self.local_layers:
-            raise ValleError("prompt_heads compares what convolutions found; set local_layers, 2 is usual")
+        if self.prompt_heads and not (self.local_layers and self.one_pass):
+            raise ValleError(
+                "prompt_heads compares what convolutions made of codebook 1; set one_pass = true and local_layers, of "
+                "which 2 are usual"
+            )
+        if self.prompt_heads and self.complete_by == "prompt":
+            raise ValleError(
+                'complete_by = "prompt" needs what the model misses in the prompt, but one with prompt_heads finds that '
+                'in the prompt itself; leave complete_by "codes"'
+            )
         if not 0 <= self.prompt_dropout < 1:
             raise ValleError(f"prompt_dropout is {self.prompt_dropout}; it must be at least 0 (off) and below 1")
         if self.codebook_dim and not self.one_pass:
@@ -440,6 +448,11 @@ class NAR(nn.Module):
         )
         alone = h_alone = None
         if guidance != 1:
+            if self.config.complete_by != "codes":
+                raise ValleError(
+                    f"the NAR's guidance is {guidance:g}, but this model completes by {self.config.complete_by}; leave "
+                    "guidance, which is for codes, 1"
+                )
             if self.config.prompt_dropout == 0:
                 raise ValleError(
                     f"the NAR's guidance is {guidance:g}, but this model has not learnt to go without a prompt "

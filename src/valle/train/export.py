@@ -102,6 +102,11 @@ def export(
                     f"the {kind.upper()} run learnt with the aligner {kept['aligner']}, but {aligner_folder} is "
                     f"{aligner.fingerprint()}; give that of its pack"
                 )
+    sampling = sampling or SamplingConfig()
+    if sampling.guidance != 1 and ar.config.text_dropout == 0:
+        raise ValleError("guidance needs an AR that was trained with text_dropout; leave it 1")
+    if nar_guidance != 1 and (nar.config.prompt_dropout == 0 or nar.config.complete_by != "codes"):
+        raise ValleError("nar_guidance needs a NAR trained with prompt_dropout that completes by codes; leave it 1")
     inventory = PhonemeInventory.load(ar_best / PHONEMES_FILE)
     info = ModelInfo(
         name=name,
@@ -109,7 +114,7 @@ def export(
         inventory_version=inventory.version,
         version=version,
         max_seconds=min(n["max_seconds"] for n in notes.values()),
-        sampling=sampling or SamplingConfig(),
+        sampling=sampling,
         nar_temperature=nar_temperature,
         nar_guidance=nar_guidance,
         num_candidates=num_candidates,

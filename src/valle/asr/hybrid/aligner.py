@@ -133,7 +133,8 @@ class HybridAligner:
         import soxr
 
         symbols = DEFAULT_INVENTORY.decode(list(phonemes))
-        kinds = [DEFAULT_INVENTORY.kinds[i] for i in phonemes]
+        kind_of = DEFAULT_INVENTORY.kinds
+        kinds = [kind_of[i] for i in phonemes]
         if PHONE not in kinds:
             raise ValleError("the text has no phone, only marks and pauses; give one with words")
         mels = fbank(soxr.resample(wav[0].numpy(), PACK_RATE, SAMPLE_RATE))
@@ -181,7 +182,6 @@ class HybridAligner:
             end = min(max(end, begin + (kinds[s] == PHONE)), n_frames)
             durations[s] = end - begin
             begin = end
-        durations[bounds[-2][0]] += n_frames - begin
         fit = (likelihood - float(scores.max(1).sum())) / max(1, len(scores))
         return Alignment(durations, min(fit, 0.0))
 

@@ -69,7 +69,7 @@ def make_batch(
     config: TrainingConfig | None,
     generator: torch.Generator,
 ) -> Batch:
-    """Read some items; ``config`` None changes nothing about them, as for a look at dev."""
+    """Read some items; with ``config`` None, as for a look at dev, nothing is drawn: long ones are their first 15 s."""
     rows: list[tuple[Tensor, Tensor]] = []
     for item in items:
         mels = features[item.name].float()

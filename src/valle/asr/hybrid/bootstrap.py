@@ -42,6 +42,22 @@ class BootstrapConfig:
     min_count: int = 60
     """Steps that a tied state must have seen."""
 
+    def __post_init__(self) -> None:
+        if sum(self.mono_rounds) < 1 or min(self.mono_rounds + self.tied_rounds) < 0:
+            raise ValleError(
+                f"the rounds {list(self.mono_rounds)} and {list(self.tied_rounds)} must be 0 or more, and the "
+                "monophone needs one at least"
+            )
+        if not 1 <= self.n_features <= 117:
+            raise ValleError(f"n_features is {self.n_features}; it must be 1 to 117, nine frames of 13 cepstra")
+        if not 1 <= self.n_pdfs < 2**15:  # they are stored in 16 bits
+            raise ValleError(f"n_pdfs is {self.n_pdfs}; it must be 1 to {2**15 - 1}")
+        if self.max_hours <= 0 or self.min_count < 1:
+            raise ValleError(
+                f"max_hours is {self.max_hours:g} and min_count {self.min_count}; the first must be above 0, the "
+                "other at least 1"
+            )
+
 
 class Spoken(NamedTuple):
     """A recording whose words are known."""

@@ -26,7 +26,7 @@ _SILENCE_COST, _SPEECH_COST = 0.7, 0.7  # of a pause, and of none, where one may
 
 @dataclass
 class Chain:
-    """Nodes (units in context) and the ways between them; ``START`` -1 is before the first."""
+    """Nodes (units in context) and the ways between them."""
 
     first: list[int] = field(default_factory=list)
     """Pdf of the step in which a node is entered."""

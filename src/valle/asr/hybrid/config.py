@@ -47,6 +47,11 @@ class TrainingConfig:
             raise ValleError(f"epochs, batch_seconds, log_every and eval_every must be above 0, not {self}")
         if not self.speeds or not all(0.5 <= s <= 2 for s in self.speeds):
             raise ValleError(f"speeds are {self.speeds}; give some between 0.5 and 2, such as [0.9, 1.0, 1.1]")
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.ema_decay < 1):
+            raise ValleError(
+                f"label_smoothing is {self.label_smoothing:g} and ema_decay {self.ema_decay:g}; both must be at least "
+                "0 (off) and below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,15 @@ class LanguageConfig:
     """What the list counts as: so many times the words of the texts."""
     arpa: str = ""
     """A finished model in place of all of this."""
+
+    def __post_init__(self) -> None:
+        if min(self.order, self.n_words) < 1 or self.weight <= 0:
+            raise ValleError(
+                f"order {self.order}, n_words {self.n_words} and weight {self.weight:g} of the language model must be "
+                "above 0; an order of 3 is usual"
+            )
+        if self.pairs and not self.words:
+            raise ValleError("pairs count only beside a list of words; set words too")
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ def phonemise(utterances: Iterable[Utterance]) -> list[Phonemised]:
         if not (u.text or "").strip():
             continue
         try:
-            phonemizer = made.setdefault(u.lang, Phonemizer(u.lang))
-            out.append(Phonemised(u, phonemizer(u.text or "")))
+            if u.lang not in made:
+                made[u.lang] = Phonemizer(u.lang)
+            out.append(Phonemised(u, made[u.lang](u.text or "")))
         except ValleError:
             continue
     return out

@@ -48,11 +48,10 @@ def agreement(utterances: Sequence[Utterance], first: Recogniser, second: Recogn
         for (_, a), (_, b) in zip(heard, also, strict=True)
         if a is not None and b is not None and b.text
     ]
-    if not pairs:
-        raise ValleError("neither recogniser understood anything in these recordings")
     pairs.sort(key=lambda pair: -pair[0])
-    whole = error_rate([errors for _, errors in pairs])
-    assert whole is not None, "there are pairs, so there are words"
+    whole = error_rate([errors for _, errors in pairs]) if pairs else None
+    if whole is None:
+        raise ValleError(f"{second.name} understood no word in these recordings; give others")
     lines = [
         f"{first.name} against {second.name}: WER {100 * whole.mean:.1f} % [{100 * whole.low:.1f}, "
         f"{100 * whole.high:.1f}] over {len(pairs)} recordings",
@@ -92,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from valle.data.sources import read_source
     from valle.files import check_writable, write_atomic
 
+    if args.max is not None and args.max < 1:
+        raise ValleError(f"--max is {args.max}; give how many recordings to take, 1 or more")
     if args.out:
         check_writable(args.out)
     torch.set_num_threads(1)

@@ -30,6 +30,8 @@ class Graph(NamedTuple):
     """kaldifst.StdVectorFst: pdf + 1 in, word + 1 out."""
     words: list[str]
     """By number."""
+    key: str = ""
+    """Twelve hex digits over what it was made of; empty for one that belongs to no folder."""
 
     @property
     def n_arcs(self) -> int:
@@ -67,7 +69,6 @@ def build_graph(lexicon: Lexicon, lm: NGrams, pdfs: NDArray[np.int32], word_cost
     k.arcsort(lg, "ilabel")
     clg, contexts = k.compose_context(marks, 2, 1, lg)
     kinds: dict[tuple[int, int], int] = {}
-    h_lines, n_labels = [], 0
     mark_labels = []
     renamed: list[tuple[int, int]] = []
     for label, context in enumerate(contexts):

@@ -86,7 +86,7 @@ class NetworkTraining:
                     more = {"train/lr": self._lr(), "train/epoch": float(self.epoch), "train/speech_s": tracker.rate()}
                     tracker.log(self.step, means | more, show=("train/loss", "train/accuracy"))
                     sums = {}
-                if self.step % training.eval_every == 0 or self.is_done():
+                if self.dev and (self.step % training.eval_every == 0 or self.is_done()):
                     judged = self.judge()
                     tracker.log(self.step, judged, show=False)
                     told = ", ".join(f"{k.split('/')[1]} {v:.4f}" for k, v in judged.items())
@@ -126,9 +126,7 @@ class NetworkTraining:
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
-        """Loss and accuracy of the averaged weights on dev; nothing without dev."""
-        if not self.dev:
-            return {}
+        """Loss and accuracy of the averaged weights on dev."""
         self.network.eval()
         total, right, n = 0.0, 0.0, 0
         generator = torch.Generator().manual_seed(0)

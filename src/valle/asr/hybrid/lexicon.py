@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from valle.asr.hybrid.units import Units, words_between
+from valle.errors import ValleError
 from valle.text import Phonemizer, normalise
 
 Pronunciation = tuple[int, ...]
@@ -32,8 +33,6 @@ def is_word(text: str) -> bool:
 
 def pronounce_alone(words: Iterable[str], lang: str = "en-us") -> dict[str, list[str]]:
     """The phonemes of each word said by itself; words that the phonemiser cannot read are left out."""
-    from valle.errors import ValleError
-
     phonemizer = Phonemizer(lang)
     found: dict[str, list[str]] = {}
     for batch in _batches(list(words), _BATCH):
@@ -45,14 +44,14 @@ def pronounce_alone(words: Iterable[str], lang: str = "en-us") -> dict[str, list
     return found
 
 
-def variants(said: Iterable[tuple[str, Sequence[str]]]) -> dict[str, Counter[tuple[str, ...]]]:
+def variants(said: Iterable[tuple[str, Sequence[str]]], lang: str = "en-us") -> dict[str, Counter[tuple[str, ...]]]:
     """How words are said within texts, counted, from the (text, phonemes) that have as many words as words of phonemes.
 
     espeak joins some short words ("of the"), so not all have.
     """
     found: dict[str, Counter[tuple[str, ...]]] = {}
     for text, symbols in said:
-        words, spoken = words_of(text), words_between(symbols)
+        words, spoken = words_of(text, lang), words_between(symbols)
         if len(words) == len(spoken):
             for word, of_word in zip(words, spoken, strict=True):
                 found.setdefault(word, Counter())[tuple(of_word)] += 1
@@ -73,10 +72,7 @@ def make_lexicon(
         counts.pop((), None)
         if counts:
             most = max(counts.values())
-            kept = [
-                (p, n / most) for p, n in counts.most_common() if n >= _RARE * most or (n == 1 and len(counts) == 1)
-            ]
-            lexicon[word] = kept
+            lexicon[word] = [(p, n / most) for p, n in counts.most_common() if n >= _RARE * most]
     return lexicon
 
 
@@ -85,8 +81,6 @@ def _units(units: Units, symbols: Sequence[str]) -> Pronunciation:
 
 
 def _try(phonemizer: Phonemizer, word: str) -> list[str]:
-    from valle.errors import ValleError
-
     try:
         return phonemizer(word)
     except ValleError:

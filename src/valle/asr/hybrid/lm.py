@@ -79,7 +79,7 @@ class NGrams:
 
     @classmethod
     def load(cls, path: str | Path) -> NGrams:
-        """Read an ARPA file, by whomever it was made.
+        """Read an ARPA file, by whomever it was made; words become lower case, as texts are (LibriSpeech's are upper).
 
         Raises:
             ValleError: it cannot be read, or is none.
@@ -128,7 +128,7 @@ def train_ngrams(
         raise ValleError(f"the order of the language model is {order}; it must be at least 1, 3 is usual")
     counts: list[dict[Gram, float]] = [dict(c) for c in count_grams(sentences, order)]
     if len(counts[0]) <= 2:
-        raise ValleError("the texts of the language model have no words; give transcripts or a list of words")
+        raise ValleError("the texts of the language model have no words; give transcripts")
     for word in words:
         counts[0].setdefault((word,), 0.0)
     for n, extra in enumerate(more[:order]):
@@ -163,22 +163,25 @@ def train_ngrams(
 
 def _read_arpa(file: TextIO) -> NGrams:
     model, n = NGrams(0), 0
-    started = False
+    started = ended = False
     for line in file:
         line = line.strip()
         if line == "\\data\\":
             started = True
         elif line == "\\end\\":
+            ended = True
             break
         elif line.startswith("\\") and line.endswith("-grams:"):
             n = int(line[1:].split("-")[0])
             model.order = max(model.order, n)
         elif n and line:
             parts = line.split()
-            gram = tuple(parts[1 : n + 1])
+            gram = tuple(w.lower() for w in parts[1 : n + 1])
             model.probabilities[gram] = float(parts[0])
             if len(parts) > n + 1:
                 model.backoffs[gram] = float(parts[n + 1])
     if not started or not model.order:
         raise ValueError("it has no \\data\\ and no grams")
+    if not ended:
+        raise ValueError("it stops before \\end\\, so a part of it is missing")
     return model

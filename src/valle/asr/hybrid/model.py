@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from valle.files import write_atomic
 from valle.text import DEFAULT_INVENTORY
 
 if TYPE_CHECKING:
-    from valle.asr.aligner import Aligner
+    from valle.asr.intervals import PhonemeAligner
 
 KIND = "hybrid"
 WEIGHTS_FILE, CONFIG_FILE, LEXICON_FILE, LM_FILE = "model.safetensors", "config.json", "lexicon.json", "lm.arpa"
@@ -202,7 +202,7 @@ def is_hybrid(folder: str | Path) -> bool:
     return isinstance(values, dict) and values.get("kind") == KIND
 
 
-def load_aligner(folder: str | Path) -> Aligner:
+def load_aligner(folder: str | Path) -> PhonemeAligner:
     """What tells durations: an ``Aligner``, or a hybrid recogniser in its place.
 
     Raises:
@@ -214,4 +214,4 @@ def load_aligner(folder: str | Path) -> Aligner:
         return Aligner.load(folder)
     from valle.asr.hybrid.aligner import HybridAligner
 
-    return cast("Aligner", HybridAligner(folder))  # it has the three members that are used
+    return HybridAligner(folder)

@@ -35,6 +35,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if min(self.width, self.middle, *self.dilations, 1) < 1 or not self.dilations:
             raise ValleError(f"width, middle and dilations of a network must be at least 1, not {self}")
+        if not 0 <= self.dropout < 1:
+            raise ValleError(f"the network's dropout is {self.dropout:g}; it must be at least 0 (off) and below 1")
 
 
 class Network(nn.Module):

@@ -28,6 +28,7 @@ from valle.asr.hybrid.lm import NGrams
 from valle.asr.hybrid.model import LM_FILE, HybridModel
 from valle.asr.hybrid.tree import units_of_pdfs
 from valle.asr.hybrid.words import WordAlignment, align_words
+from valle.config import to_dict
 from valle.data.sources import need
 from valle.data.transcripts import Transcript, Word
 from valle.errors import ValleError
@@ -63,7 +64,10 @@ class HybridRecogniser:
         self.acoustics = acoustics
         self.graph = graph or load_graph(self.model)
         label = Path(self.model.folder).resolve().name if self.model.folder else "model"
-        self.name = f"hybrid{'' if acoustics == 'network' else '-gmm'}:{label}@{self.model.fingerprint()}"
+        # Transcripts are kept under the name, so it follows all that they depend on.
+        made_by = [self.model.fingerprint(), self.graph.key, to_dict(self.model.config.decoding)]
+        digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]
+        self.name = f"hybrid{'' if acoustics == 'network' else '-gmm'}:{label}@{digest}"
         self._unit_of_pdf = units_of_pdfs(self.model.pdfs)
 
     def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
@@ -162,8 +166,9 @@ def pieces(wav: NDArray[np.float32]) -> list[tuple[float, NDArray[np.float32]]]:
     out: list[tuple[float, NDArray[np.float32]]] = []
     start = 0
     while len(wav) - start > longest:
-        search = np.square(wav[start + 2 * longest // 3 : start + longest])
-        level = np.convolve(search, np.ones(window, np.float32), "valid")[:: window // 10]
+        search = np.square(wav[start + 2 * longest // 3 : start + longest], dtype=np.float64)
+        sums = np.concatenate([[0.0], search.cumsum()])
+        level = (sums[window:] - sums[:-window])[:: window // 10]
         cut = start + 2 * longest // 3 + int(level.argmin()) * (window // 10) + window // 2
         out.append((start / SAMPLE_RATE, wav[start:cut]))
         start = cut
@@ -190,17 +195,19 @@ def load_graph(model: HybridModel) -> Graph:
     key = hashlib.sha256((folder / LM_FILE).read_bytes())
     key.update(json.dumps([sorted(model.lexicon.items()), model.config.decoding.word_cost]).encode())
     key.update(model.pdfs.tobytes())
-    path = folder / f"graph-{key.hexdigest()[:12]}.fst"
+    digest = key.hexdigest()[:12]
+    path = folder / f"graph-{digest}.fst"
     with _GRAPHS:
         lm = NGrams.load(folder / LM_FILE)
-        if path.is_file():
-            return Graph(kaldifst.StdVectorFst.read(str(path)), [w for w in lm.words if w in model.lexicon])
-        graph = build_graph(model.lexicon, lm, model.pdfs, model.config.decoding.word_cost)
+        kept = kaldifst.StdVectorFst.read(str(path)) if path.is_file() else None
+        if kept is not None:  # NOTE a damaged file raises nothing, it is None
+            return Graph(kept, [w for w in lm.words if w in model.lexicon], digest)
+        graph = build_graph(model.lexicon, lm, model.pdfs, model.config.decoding.word_cost)._replace(key=digest)
         part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            if graph.fst.write(str(part)):
-                part.replace(path)
-        except OSError:  # a folder that cannot be written: it is made anew each time
+        if graph.fst.write(str(part)):  # NOTE nor does a folder that cannot be written
+            part.replace(path)
+        else:
+            part.unlink(missing_ok=True)
             _log.warning("the decoding graph cannot be kept in %s, so it is made anew each time", folder)
         return graph
 

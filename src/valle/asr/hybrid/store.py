@@ -54,6 +54,11 @@ class TensorStore:
         tensor: Tensor = self._files[self._places[name]].get_tensor(name)
         return tensor
 
+    def length(self, name: str) -> int:
+        """Of a tensor's first axis, without reading it."""
+        shape: list[int] = self._files[self._places[name]].get_slice(name).get_shape()
+        return shape[0]
+
     def _take(self, path: Path) -> None:
         from safetensors import safe_open
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,9 @@ from valle.asr.hybrid.wordlists import read_list
 from valle.config import to_dict
 from valle.data.corpus import Utterance
 from valle.data.recognise import pick
+from valle.data.sources import need
 from valle.errors import ValleError
+from valle.files import write_atomic
 
 
 def train_recogniser(config: HybridConfig, *, resume: bool = False, max_minutes: float = 0.0) -> Path:
@@ -60,7 +63,7 @@ def read_utterances(config: HybridConfig) -> tuple[list[Utterance], list[Utteran
     """(train, dev) with texts, by ``max_hours``.
 
     Raises:
-        ValleError: no recording with a text in ``train_split``.
+        ValleError: no recording with a text in ``train_split``, or two that have one id.
     """
     from valle.data.sources import read_source
 
@@ -70,6 +73,11 @@ def read_utterances(config: HybridConfig) -> tuple[list[Utterance], list[Utteran
         raise ValleError(
             f"no source has a recording with a text in the split {config.train_split!r}; check sources and train_split"
         )
+    dev = [u for u in everything if u.split == config.dev_split]
+    used = (config.train_split, config.dev_split)
+    (often, n), *_ = Counter(u.id for u in everything if u.split in used).most_common(1)
+    if n > 1:
+        raise ValleError(f"{n} recordings have the id {often!r}; ids must differ, those of different sources too")
     if config.max_hours:
         left, chosen = config.max_hours * 3600, set()
         for u in pick(train, len(train)):
@@ -78,15 +86,32 @@ def read_utterances(config: HybridConfig) -> tuple[list[Utterance], list[Utteran
             chosen.add(u.id)
             left -= u.seconds
         train = [u for u in train if u.id in chosen]
-    return train, [u for u in everything if u.split == config.dev_split]
+    return train, dev
 
 
-def train_language(config: LanguageConfig, sentences: Sequence[Sequence[str]]) -> NGrams:
+def check_parts(config: LanguageConfig) -> None:
+    """Find out now, before hours of work, what its last stages would miss.
+
+    Raises:
+        ValleError: a package, a text or a list is not there.
+    """
+    for package in ("kaldi_native_fbank", "kaldifst", "kaldi_decoder"):
+        need(package, "the hybrid recogniser", "asr")
+    for path in (config.arpa,) if config.arpa else config.texts:
+        if not Path(path).is_file():
+            raise ValleError(f"there is no file {path} for the language model; give one that exists")
+    for where, n_words in ((config.words, 1), (config.pairs, 2)):
+        if where and not config.arpa:
+            read_list(where, n_words)
+
+
+def train_language(config: LanguageConfig, sentences: Sequence[Sequence[str]], lang: str = "en-us") -> NGrams:
     """The language model of a run.
 
     Args:
         config: what else it is made of.
         sentences: the transcripts.
+        lang: language of further texts.
 
     Raises:
         ValleError: a list or a text cannot be read.
@@ -97,7 +122,7 @@ def train_language(config: LanguageConfig, sentences: Sequence[Sequence[str]]) -
     for path in config.texts:
         try:
             with Path(path).open(encoding="utf-8") as file:
-                texts += [w for line in file if (w := words_of(line))]
+                texts += [w for line in file if (w := words_of(line, lang))]
         except (OSError, UnicodeDecodeError) as error:
             raise ValleError(f"the text {path} cannot be read: {error}") from error
     more: list[dict[Gram, float]] = []
@@ -119,8 +144,9 @@ class _Run:
         path = self.out / "config.json"
         if path.is_file() and not resume:
             raise ValleError(f"{self.out} already holds a run; continue it with --resume, or give another folder")
+        check_parts(config.language)
         self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
+        write_atomic(path, (json.dumps(to_dict(config), indent=1) + "\n").encode())
         self.features = TensorStore(self.out / "features")
         self.labels = TensorStore(self.out / "labels")
 
@@ -178,7 +204,7 @@ class _Run:
     def items(self, said: Sequence[Phonemised], speeds: Sequence[float]) -> list[Item]:
         """What the network sees."""
         return [
-            Item(name_of(p.utterance, s), p.utterance.id, s, len(self.features[name_of(p.utterance, s)]))
+            Item(name_of(p.utterance, s), p.utterance.id, s, self.features.length(name_of(p.utterance, s)))
             for s in speeds
             for p in said
             if name_of(p.utterance, s) in self.features and p.utterance.id in self.labels
@@ -211,7 +237,7 @@ class _Run:
         hours = sum(p.utterance.seconds for p in said) / 3600
         sets = ", ".join(sorted({p.utterance.dataset or "unnamed" for p in said}))
         model.config = replace(model.config, trained_on=f"{hours:.2f} h: {sets}")
-        lm = train_language(config.language, sentences)
+        lm = train_language(config.language, sentences, config.lang)
         model.lexicon = self.lexicon(model.units, lm.words, said)
         folder = self.out / "model"
         model.save(folder)
@@ -247,7 +273,7 @@ class _Run:
 
     def lexicon(self, units: Units, words: Sequence[str], said: Sequence[Phonemised]) -> Lexicon:
         """Of all words, with how the transcripts say them."""
-        seen = variants((p.utterance.text or "", p.symbols) for p in said)
+        seen = variants(((p.utterance.text or "", p.symbols) for p in said), self.config.lang)
         lexicon = make_lexicon(words, units, seen, self.config.lang)
         self.tell(f"lexicon: {len(lexicon)} of {len(words)} words, {sum(map(len, lexicon.values()))} pronunciations")
         return lexicon

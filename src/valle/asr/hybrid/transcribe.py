@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dict(heard: Transcript) -> dict[str, Any]:
-    words = [{"word": w.word, "start": w.start_s, "end": w.end_s, "confidence": w.confidence} for w in heard.words]
-    return {"text": heard.text, "confidence": heard.confidence, "words": words}
+    return {"text": heard.text, "confidence": heard.confidence, "words": [w._asdict() for w in heard.words]}
 
 
 def print_alignment(audio: str, text: str, folder: str, *, as_json: bool = False) -> int:

@@ -128,9 +128,7 @@ def _names(symbols: Sequence[str]) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     for position, (symbol, i) in enumerate(zip(symbols, ids, strict=True)):
         if kinds[i] == PHONE:
-            is_long = symbols[position + 1 : position + 2] == [_LONG] or tuple(
-                symbols[position + 1 : position + 2]
-            ) == (_LONG,)
+            is_long = position + 1 < len(symbols) and symbols[position + 1] == _LONG
             found.append((symbol + _LONG if is_long else symbol, position))
     return found
 
