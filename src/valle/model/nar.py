@@ -109,8 +109,8 @@ class NARConfig:
             )
         if self.prompt_heads and self.complete_by == "prompt":
             raise ValleError(
-                'complete_by = "prompt" needs what the model misses in the prompt, but one with prompt_heads finds that '
-                'in the prompt itself; leave complete_by "codes"'
+                'complete_by = "prompt" needs what the model misses in the prompt, but one with prompt_heads finds '
+                'that in the prompt itself; leave complete_by "codes"'
             )
         if not 0 <= self.prompt_dropout < 1:
             raise ValleError(f"prompt_dropout is {self.prompt_dropout}; it must be at least 0 (off) and below 1")
