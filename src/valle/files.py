@@ -6,11 +6,17 @@ A place is checked before the long work, which is why nothing heavy is imported 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from valle.errors import ValleError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("wav", "flac", "mp3", "opus", "pcm")
 """Of sound files that can be written."""
@@ -100,3 +106,12 @@ def _open_temporary(path: Path) -> Path:
 
 def _unwritable(path: Path, error: OSError) -> ValleError:
     return ValleError(f"the output {path} cannot be written: {error.strerror or error}; choose another place")
+
+
+def fingerprint(head: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Twelve hex digits over some text and named tensors, in the order given."""
+    digest = hashlib.sha256(head.encode())
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:12]

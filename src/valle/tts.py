@@ -214,21 +214,11 @@ class VALLE:
     def _parse(self, options: dict[str, Any]) -> SpeakOptions:
         """The options, with what this model cannot do refused before anything is spoken."""
         parsed = parse_options(options)
-        guidance = parsed.sampling(self.model.info.sampling).guidance
-        if guidance != 1 and self.model.ar.config.text_dropout == 0:
-            raise ValleError(
-                f"guidance is {guidance:g}, but {self.model.info.name} has not learnt to go without phonemes; leave "
-                "guidance 1, or train it with text_dropout"
-            )
-        by_voice = self.model.info.nar_guidance if parsed.nar_guidance is None else parsed.nar_guidance
-        nar = self.model.nar.config
-        if by_voice != 1 and (nar.prompt_dropout == 0 or nar.complete_by != "codes"):
-            raise ValleError(
-                f"nar_guidance is {by_voice:g}, but the NAR of {self.model.info.name} has not learnt to go without a "
-                "prompt, or does not complete by codes; leave nar_guidance 1, or train it with prompt_dropout"
-            )
+        info = self.model.info
+        self.model.ar.check_guidance(parsed.sampling(info.sampling).guidance)
+        self.model.nar.check_guidance(info.nar_guidance if parsed.nar_guidance is None else parsed.nar_guidance)
         if parsed.num_candidates is None:
-            parsed = replace(parsed, num_candidates=self.model.info.num_candidates)
+            parsed = replace(parsed, num_candidates=info.num_candidates)
         return parsed
 
     # From here on everything is checked

@@ -9,7 +9,6 @@ Gaussians. ``valle.asr.train_aligner`` trains it from nothing but recordings and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from valle.codec.frames import LogMel, mel_filterbank
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
-from valle.files import write_atomic
+from valle.files import fingerprint, write_atomic
 from valle.text.inventory import PAUSE, PHONE
 
 SAMPLE_RATE, HOP_LENGTH = 24000, 320
@@ -143,11 +142,7 @@ class Aligner(nn.Module):
 
     def fingerprint(self) -> str:
         """Twelve hex digits over the weights, as they are stored."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config)).encode())
-        for name, tensor in sorted(self._stored().items()):
-            digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(json.dumps(to_dict(self.config)), sorted(self._stored().items()))
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``."""

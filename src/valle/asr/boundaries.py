@@ -38,7 +38,7 @@ from torch import Tensor
 from valle.asr.aligner import SAMPLE_RATE
 from valle.asr.intervals import FRAME_S, PhonemeAligner
 from valle.data.corpus import Utterance
-from valle.errors import ValleError
+from valle.errors import ValleError, exit_with
 from valle.eval.bootstrap import LEVEL, N_RESAMPLES, Estimate, ratio_interval
 from valle.text.inventory import DEFAULT_INVENTORY, MARK, PAUSE
 
@@ -357,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from valle.asr.hybrid.model import load_aligner
     from valle.data.reading import espeak
     from valle.data.recognise import pick
-    from valle.data.sources import read_source
+    from valle.data.sources import read_split
     from valle.files import check_writable, write_atomic
     from valle.pretrained import find_model
 
@@ -367,12 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(args.out)
     sphinx = Sphinx()
     aligner = load_aligner(args.aligner or find_model() / "aligner")
-    splits = args.split.split(",")
-    utterances = [u for u in read_source(args.source) if u.split in splits and u.text]
-    if not utterances:
-        raise ValleError(
-            f"{args.source} has no recording with a text in the split {args.split!r}; give another --split"
-        )
+    utterances = read_split(args.source, args.split)
     with torch.inference_mode():
         result = compare(pick(utterances, args.n), aligner, sphinx, espeak())
     text = f"# Boundaries of aligner {aligner.fingerprint()} against pocketsphinx\n\n{table(result)}"
@@ -383,8 +378,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValleError as mistake:
-        sys.stderr.write(f"valle: error: {mistake}\n")
-        sys.exit(2)
+    exit_with(main)

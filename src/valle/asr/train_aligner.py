@@ -34,6 +34,7 @@ from valle.asr.aligner import (
     Chain,
     Features,
 )
+from valle.asr.mixture import fit_mixture
 from valle.data.corpus import Utterance, read_manifest
 from valle.data.reading import Phonemize, PrepareConfig, Rejected, ahead, espeak, read_utterance
 from valle.errors import ValleError
@@ -171,20 +172,15 @@ class _Trainer:
         if len(x) < 2:
             return
         a = self.aligner
-        whole = x.var(0, unbiased=False).clamp(min=_MIN_VARIANCE)  # [39]
-        squares = x.square()
-        mean, variance, weight = a.means[row], a.variances[row], a.weights[row]  # [M, 39], [M, 39], [M]
-        for _ in range(3 if len(weight) > 1 else 1):
-            precision = 1 / variance
-            scores = x @ (mean * precision).t() - 0.5 * squares @ precision.t()  # [n, M]
-            bias = weight.clamp(min=1e-6).log() - 0.5 * (variance.log() + mean.square() * precision).sum(1)
-            share = (scores + bias).softmax(1)  # [n, M]
-            n = share.sum(0).unsqueeze(1)  # [M, 1]
-            mean = torch.where(n > 1, share.t() @ x / n.clamp(min=1e-6), mean)
-            spread = share.t() @ squares - n * mean.square()
-            variance = ((spread + _PRIOR_FRAMES * whole) / (n + _PRIOR_FRAMES)).clamp(min=_MIN_VARIANCE)
-            weight = (n[:, 0] + 1) / (len(x) + len(weight))
-        a.means[row], a.variances[row], a.weights[row] = mean, variance, weight
+        a.means[row], a.variances[row], a.weights[row] = fit_mixture(
+            x,
+            a.means[row],
+            a.variances[row],
+            a.weights[row],
+            least=_MIN_VARIANCE,
+            prior_frames=_PRIOR_FRAMES,
+            rounds=3,
+        )
 
     def _estimate_probabilities(self, assigned: Tensor, counts: Tensor) -> None:
         """How long states last and how often the second is left out."""

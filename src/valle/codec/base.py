@@ -5,7 +5,6 @@ Two codecs implement it: ``encodec.EnCodec`` (the paper's) and ``spectral.Spectr
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from valle.errors import ValleError
-from valle.files import write_atomic
+from valle.files import fingerprint, write_atomic
 
 
 class CodecOutput(NamedTuple):
@@ -85,14 +84,15 @@ class Codec(nn.Module, ABC):
 
         It is taken over half-precision values, so that storing a codec in fp16 does not change it.
         """
-        digest = hashlib.sha256()
-        for module in self.encoding_modules():
-            for name, tensor in sorted(module.state_dict().items()):
-                if "ema_" in name:  # training state only
-                    continue
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().to(torch.float16).numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(
+            "",
+            (
+                (name, tensor.detach().cpu().to(torch.float16))
+                for module in self.encoding_modules()
+                for name, tensor in sorted(module.state_dict().items())
+                if "ema_" not in name  # training state only
+            ),
+        )
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write ``model.safetensors`` (without the quantiser's training state) and ``config.json``."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from valle.data.corpus import Utterance
 from valle.data.sources import need
 from valle.data.transcripts import SAMPLE_RATE, Recogniser, Transcript, Word, transcribe_all
-from valle.errors import ValleError
+from valle.errors import ValleError, exit_with
 
 
 class VoskRecogniser:
@@ -252,17 +252,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help="also write the table there")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (1)")
     args = parser.parse_args(argv)
-    from valle.data.sources import read_source
+    from valle.data.sources import read_split
     from valle.files import check_writable, write_atomic
 
     if args.out:
         check_writable(args.out)
     recogniser = load_recogniser(args.recogniser, threads=args.threads)
-    utterances = [u for u in read_source(args.source) if u.split == args.split and u.text]
-    if not utterances:
-        raise ValleError(
-            f"{args.source} has no recording with a text in the split {args.split!r}; give another --split"
-        )
+    utterances = read_split(args.source, args.split)
     _, table = measure(pick(utterances, args.max or len(utterances)), recogniser, args.cache)
     if args.out:
         write_atomic(args.out, table.encode())
@@ -288,8 +284,4 @@ def _resample(wav: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValleError as mistake:
-        sys.stderr.write(f"valle: error: {mistake}\n")
-        sys.exit(2)
+    exit_with(main)

@@ -88,6 +88,23 @@ def read_source(source: str | Path, config: SourceConfig | None = None) -> Itera
     return (_with_split(u, config, {}) for u in _open(source, config))
 
 
+def read_split(source: str | Path, split: str, *, with_text: bool = True) -> list[Utterance]:
+    """The utterances of a source in a split, or in several (``dev,test``), to measure something on.
+
+    Args:
+        with_text: only those whose text is known.
+
+    Raises:
+        ValleError: all of ``read_source``, or there are none.
+    """
+    splits = split.split(",")
+    utterances = [u for u in read_source(source) if u.split in splits and ((u.text or "").strip() or not with_text)]
+    if not utterances:
+        what = "recording with a text" if with_text else "recording"
+        raise ValleError(f"{source} has no {what} in the split {split!r}; give another --split")
+    return utterances
+
+
 def read_sources(sources: Iterable[str | Path], config: SourceConfig | None = None) -> list[Utterance]:
     """All utterances of several sources. A speaker whom one source has in a split of its own is in that split in all
     sources without splits: LibriVox's readers are in LibriSpeech, LibriTTS and Libri-Light.

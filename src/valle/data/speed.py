@@ -35,7 +35,7 @@ from valle.data.reading import Phonemize
 from valle.data.segment import SpeechDetector, detect
 from valle.data.transcripts import SAMPLE_RATE as RECOGNISER_RATE
 from valle.data.transcripts import Transcript, TranscriptCache, Word
-from valle.errors import ValleError
+from valle.errors import ValleError, exit_with
 
 if TYPE_CHECKING:
     from valle.asr import PhonemeAligner
@@ -431,7 +431,7 @@ def _measure(args: argparse.Namespace) -> Speed:
     from valle.data.reading import espeak
     from valle.data.recognise import load_recogniser, pick
     from valle.data.segment import load_detector
-    from valle.data.sources import read_source
+    from valle.data.sources import read_split
     from valle.files import check_writable, write_atomic
     from valle.pretrained import find_model
     from valle.text import DEFAULT_INVENTORY
@@ -439,11 +439,9 @@ def _measure(args: argparse.Namespace) -> Speed:
     if args.json:
         check_writable(args.json)
     torch.set_num_threads(1)
-    utterances = [u for u in read_source(args.source) if u.split == args.split and u.text]
-    if not utterances or args.n < 1:
-        raise ValleError(
-            f"{args.source} has no recording with a text in the split {args.split!r}, or --n is below 1; give others"
-        )
+    if args.n < 1:
+        raise ValleError(f"--n is {args.n}; give how many recordings to measure on, 40 or more are best")
+    utterances = read_split(args.source, args.split)
     codec = load_codec(args.codec or find_model() / "codec")
     aligner = load_aligner(args.aligner or find_model() / "aligner")
     detector = load_detector()
@@ -476,8 +474,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValleError as mistake:
-        sys.stderr.write(f"valle: error: {mistake}\n")
-        sys.exit(2)
+    exit_with(main)

@@ -211,6 +211,17 @@ class AR(nn.Module):
             if table is not None:
                 table.weight[: self.config.codebook_size] = vectors
 
+    def check_guidance(self, guidance: float) -> None:
+        """
+        Raises:
+            ValleError: this model cannot be guided, because it has not learnt to go without phonemes.
+        """
+        if guidance != 1 and self.config.text_dropout == 0:
+            raise ValleError(
+                f"guidance is {guidance:g}, but this model has not learnt to go without phonemes; leave guidance 1, or "
+                "train it with text_dropout"
+            )
+
     # Training
 
     def forward(self, batch: ARBatch) -> Tensor:
@@ -350,8 +361,7 @@ class AR(nn.Module):
             with_gains: also tell how much likelier the phonemes made what was drawn; rows are then read twice too.
 
         Raises:
-            ValleError: min_frames above max_frames, max_frames below 1, or guidance or gains of a model without
-                text_dropout.
+            ValleError: min_frames above max_frames, max_frames below 1, or guidance of a model without text_dropout.
         """
         assert not self.training, "call eval() before generating: dropout is on"
         n_rows, device = len(phonemes), phonemes.device
@@ -369,13 +379,9 @@ class AR(nn.Module):
             drawing = generators if sampling.temperature > 0 else None
             pointer = Pointer(phonemes, phoneme_lens, prompt_durations, self.kinds, drawing)
         guidance = sampling.guidance
+        self.check_guidance(guidance)
         both = 2 if guidance != 1 or with_gains else 1
-        if both == 2 and self.config.text_dropout == 0:
-            asked = f"guidance is {guidance:g}" if guidance != 1 else "what the text adds is asked for"
-            raise ValleError(
-                f"{asked}, but this model has not learnt to go without phonemes; leave guidance 1, or train it with "
-                "text_dropout"
-            )
+        assert both == 1 or self.config.text_dropout > 0, "gains are of a model that can go without phonemes"
         logits, state = self.prefill(
             torch.cat([phonemes] * both),
             torch.cat([phoneme_lens] * both),

@@ -250,6 +250,24 @@ class NAR(nn.Module):
             )
         self.codebooks.copy_(codebooks)
 
+    def check_guidance(self, guidance: float) -> None:
+        """
+        Raises:
+            ValleError: this model cannot be guided by the prompt.
+        """
+        if guidance == 1:
+            return
+        if self.config.complete_by != "codes":
+            raise ValleError(
+                f"nar_guidance is {guidance:g}, but this NAR completes by {self.config.complete_by}, not by codes; "
+                "leave nar_guidance 1"
+            )
+        if self.config.prompt_dropout == 0:
+            raise ValleError(
+                f"nar_guidance is {guidance:g}, but this NAR has not learnt to go without a prompt; leave nar_guidance "
+                "1, or train it with prompt_dropout"
+            )
+
     def forward(self, batch: NARBatch, stage: int) -> Tensor:
         """logits [B, T, codebook_size] of codebook ``stage`` (2 to 8), from the codebooks before it alone."""
         return self._predict(self._read(batch), batch.codes, stage)
@@ -437,39 +455,26 @@ class NAR(nn.Module):
 
         Returns:
             codes [B, K, T]; 0 in the padding.
+
+        Raises:
+            ValleError: guidance of a model that cannot be guided.
         """
         assert not self.training, "call eval() before generating: dropout is on"
+        self.check_guidance(guidance)
         if not codes_1.shape[1]:
             return codes_1.new_zeros(len(codes_1), self.config.n_quantizers, 0)  # [B, K, 0]
         is_target = padding_mask(code_lens, codes_1.shape[1])  # [B, T]
         codes = codes_1.unsqueeze(1)  # [B, 1, T]
-        known = self._read(
-            NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
-        )
+        batch = NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index)
+        known = self._read(batch)
         alone = h_alone = None
         if guidance != 1:
-            if self.config.complete_by != "codes":
-                raise ValleError(
-                    f"the NAR's guidance is {guidance:g}, but this model completes by {self.config.complete_by}; leave "
-                    "guidance, which is for codes, 1"
-                )
-            if self.config.prompt_dropout == 0:
-                raise ValleError(
-                    f"the NAR's guidance is {guidance:g}, but this model has not learnt to go without a prompt "
-                    "(prompt_dropout); leave it 1"
-                )
-            nobody = torch.zeros_like(prompt_lens)
-            alone = self._read(
-                NARBatch(phonemes, phoneme_lens, codes, code_lens, prompt, nobody, is_target, index, prompt_index)
-            )
+            alone = self._read(batch._replace(prompt_lens=torch.zeros_like(prompt_lens)))
             h_alone = self._transform(alone, codes, 2) if self.config.one_pass else None
         h = self._transform(known, codes, 2) if self.config.one_pass else None
         if h is not None and self.config.complete_by != "codes":
             vectors = self._vectors(h)  # [B, T, d]
             if self.config.complete_by == "prompt" and prompt.shape[2]:
-                batch = NARBatch(
-                    phonemes, phoneme_lens, codes, code_lens, prompt, prompt_lens, is_target, index, prompt_index
-                )
                 vectors = vectors + self._missed(vectors, batch)
             codes = torch.cat([codes, self._quantise(vectors)], dim=1)  # [B, K, T]
             return codes.masked_fill(~is_target.unsqueeze(1), 0)

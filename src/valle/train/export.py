@@ -103,10 +103,8 @@ def export(
                     f"{aligner.fingerprint()}; give that of its pack"
                 )
     sampling = sampling or SamplingConfig()
-    if sampling.guidance != 1 and ar.config.text_dropout == 0:
-        raise ValleError("guidance needs an AR that was trained with text_dropout; leave it 1")
-    if nar_guidance != 1 and (nar.config.prompt_dropout == 0 or nar.config.complete_by != "codes"):
-        raise ValleError("nar_guidance needs a NAR trained with prompt_dropout that completes by codes; leave it 1")
+    ar.check_guidance(sampling.guidance)
+    nar.check_guidance(nar_guidance)
     inventory = PhonemeInventory.load(ar_best / PHONEMES_FILE)
     info = ModelInfo(
         name=name,

@@ -14,7 +14,7 @@ from typing import Any
 from valle.data.corpus import Utterance
 from valle.data.recognise import load_recogniser, measure, pick
 from valle.data.transcripts import Recogniser, transcribe_all
-from valle.errors import ValleError
+from valle.errors import ValleError, exit_with
 
 
 def compare(
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     import torch
 
-    from valle.data.sources import read_source
+    from valle.data.sources import read_split
     from valle.files import check_writable, write_atomic
 
     if args.max is not None and args.max < 1:
@@ -96,9 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         check_writable(args.out)
     torch.set_num_threads(1)
-    utterances = [u for u in read_source(args.source) if u.split == args.split and (args.agree or u.text)]
-    if not utterances:
-        raise ValleError(f"{args.source} has no such recording in the split {args.split!r}; give another --split")
+    utterances = read_split(args.source, args.split, with_text=not args.agree)
     utterances = pick(utterances, args.max or len(utterances))
     recognisers = [load_recogniser(spec) for spec in args.recognisers]
     if args.agree:
@@ -114,8 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValleError as mistake:
-        sys.stderr.write(f"valle: error: {mistake}\n")
-        sys.exit(2)
+    exit_with(main)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from valle.asr.hybrid.features import at_steps, cepstra, spliced, with_slopes
+from valle.asr.mixture import fit_mixture
 
 _MIN_VARIANCE = 0.01  # share of the variance over all speech
 _PRIOR_FRAMES = 20.0  # weight of a state's own variance in that of each of its Gaussians
@@ -70,7 +71,15 @@ class Gmm:
             if len(frames) > max_frames:
                 frames = frames[:: len(frames) // max_frames + 1]
             if len(frames) >= 4:
-                self._estimate_row(row, x[frames], floor, rounds if self.means.shape[1] > 1 else 1)
+                self.means[row], self.variances[row], self.weights[row] = fit_mixture(
+                    x[frames],
+                    self.means[row],
+                    self.variances[row],
+                    self.weights[row],
+                    least=floor,
+                    prior_frames=_PRIOR_FRAMES,
+                    rounds=rounds,
+                )
 
     def grow(self) -> None:
         """Split each Gaussian in two."""
@@ -82,22 +91,6 @@ class Gmm:
         """For a file."""
         named = {"means": self.means, "variances": self.variances, "weights": self.weights}
         return named if self.transform is None else {**named, "transform": self.transform}
-
-    def _estimate_row(self, row: int, x: Tensor, floor: Tensor, rounds: int) -> None:
-        whole = torch.maximum(x.var(0, unbiased=False), floor)  # [D]
-        squares = x.square()
-        mean, variance, weight = self.means[row], self.variances[row], self.weights[row]  # [M, D], [M, D], [M]
-        for _ in range(rounds):
-            precision = 1 / variance
-            logits = x @ (mean * precision).t() - 0.5 * squares @ precision.t()  # [n, M]
-            bias = weight.clamp(min=1e-6).log() - 0.5 * (variance.log() + mean.square() * precision).sum(1)
-            share = (logits + bias).softmax(1)  # [n, M]
-            n = share.sum(0).unsqueeze(1)  # [M, 1]
-            mean = torch.where(n > 1, share.t() @ x / n.clamp(min=1e-6), mean)
-            spread = share.t() @ squares - n * mean.square()
-            variance = torch.maximum((spread + _PRIOR_FRAMES * whole) / (n + _PRIOR_FRAMES), floor)
-            weight = (n[:, 0] + 1) / (len(x) + len(weight))
-        self.means[row], self.variances[row], self.weights[row] = mean, variance, weight
 
 
 def discriminant(x: Tensor, rows: Tensor, n_out: int) -> Tensor:

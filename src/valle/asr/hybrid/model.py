@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from valle.asr.hybrid.network import Network, NetworkConfig
 from valle.asr.hybrid.units import Units
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
-from valle.files import write_atomic
+from valle.files import fingerprint, write_atomic
 from valle.text import DEFAULT_INVENTORY
 
 if TYPE_CHECKING:
@@ -110,11 +109,7 @@ class HybridModel:
 
     def fingerprint(self) -> str:
         """Twelve hex digits over the weights, as they are stored."""
-        digest = hashlib.sha256(json.dumps(self.config.units).encode())
-        for name, tensor in sorted(self._stored().items()):
-            digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(json.dumps(self.config.units), sorted(self._stored().items()))
 
     def save(self, folder: str | Path) -> None:
         """Write weights, configuration and lexicon; the language model is written by who makes it."""

@@ -22,7 +22,7 @@ from valle.asr.hybrid.lexicon import words_of
 from valle.asr.hybrid.words import Robust
 from valle.data.corpus import load_wav
 from valle.data.recognise import pick
-from valle.errors import ValleError
+from valle.errors import ValleError, exit_with
 
 _LONG_ENOUGH = 4  # letters of a word that is taken out or put in: shorter ones are hardly to be heard
 
@@ -104,12 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.max < 1:
         raise ValleError(f"--max is {args.max}; give how many recordings to take, 1 or more")
-    from valle.data.sources import read_source
+    from valle.data.sources import read_split
 
     aligner = HybridAligner(args.model, Robust(args.skip_cost, args.filler_cost, args.filler_step))
-    utterances = [u for u in read_source(args.source) if u.split == args.split and words_of(u.text or "")]
-    if not utterances:
-        raise ValleError(f"{args.source} has no recording with a text in the split {args.split!r}; give another")
+    utterances = [u for u in read_split(args.source, args.split) if words_of(u.text or "")]
     spoken = [Spoken(load_wav(u, SAMPLE_RATE)[0].numpy(), words_of(u.text or "")) for u in pick(utterances, args.max)]
     found = measure_robustness(aligner, spoken)
     sys.stdout.write("".join(f"{name}\t{value}\n" for name, value in found._asdict().items()))
@@ -117,8 +115,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValleError as mistake:
-        sys.stderr.write(f"valle: error: {mistake}\n")
-        sys.exit(2)
+    exit_with(main)
