@@ -13,12 +13,13 @@ import torch
 from fakes import INVENTORY, FakeCodec
 from valle.asr import Aligner, Alignment
 from valle.audio import load, normalise_loudness, trim_silence
+from valle.data.ahead import ahead
 from valle.data.augment import voice_of
 from valle.data.corpus import read_manifest
 from valle.data.pack import Pack
 from valle.data.prepare import build_pack, main
 from valle.data.quality import QualityConfig
-from valle.data.reading import PrepareConfig, Rejected, ahead
+from valle.data.reading import PrepareConfig, Rejected
 from valle.data.shards import metadata_of
 from valle.data.transcripts import Transcript
 from valle.errors import ValleError

@@ -35,8 +35,9 @@ from valle.asr.aligner import (
     Features,
 )
 from valle.asr.mixture import fit_mixture
+from valle.data.ahead import ahead
 from valle.data.corpus import Utterance, read_manifest
-from valle.data.reading import Phonemize, PrepareConfig, Rejected, ahead, espeak, read_utterance
+from valle.data.reading import Phonemize, PrepareConfig, Rejected, espeak, read_utterance
 from valle.errors import ValleError
 from valle.text.inventory import DEFAULT_INVENTORY, PAUSE, PHONE, WORD_BOUNDARY, PhonemeInventory
 

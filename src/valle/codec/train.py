@@ -282,7 +282,9 @@ class CodecTrainer:
             z = self.codec.latents(wav).float()
         commitment = wav.new_zeros(())
         if frozen:
-            z = self.codec.quantizer.decode(self.codec.quantizer.encode(z))
+            codes = self.codec.quantizer.encode(z)  # [B, K, T]
+            used = self.draw_quantizers(len(wav)).tolist()
+            z = torch.cat([self.codec.quantizer.decode(codes[i : i + 1, :k]) for i, k in enumerate(used)])
         elif self.quantizing:
             quantized = self.codec.quantizer(z, self.draw_quantizers(len(wav)), generator=self.generator)
             z, commitment = quantized.z, quantized.commitment_loss
@@ -307,9 +309,10 @@ class CodecTrainer:
         if adversarial:
             values["discriminator"] = self.discriminator_step(output.detach(), wav)
             self.discriminator.requires_grad_(False)
-            fake = self.discriminator(output)
-            with torch.no_grad():
-                real = self.discriminator(wav)
+            with self.autocast:
+                fake = self.discriminator(output)
+                with torch.no_grad():
+                    real = self.discriminator(wav)
             self.discriminator.requires_grad_(True)
             losses["adversarial"] = generator_loss([j.logits for j in fake])
             losses["feature"] = feature_matching_loss([j.features for j in fake], [j.features for j in real])
@@ -331,9 +334,9 @@ class CodecTrainer:
 
     def discriminator_step(self, fake: Tensor, real: Tensor) -> float:
         """One step of the discriminators; fake and real are wav [B, 1, N]."""
-        loss = discriminator_loss(
-            [j.logits for j in self.discriminator(fake)], [j.logits for j in self.discriminator(real)]
-        )
+        with self.autocast:
+            fakes, reals = self.discriminator(fake), self.discriminator(real)
+        loss = discriminator_loss([j.logits for j in fakes], [j.logits for j in reals])
         self.disc_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.disc_optimizer.step()

@@ -6,11 +6,9 @@ text that its audio cannot hold.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from valle.text import PhonemeInventory
 
 Phonemize = Callable[[str, str], Sequence[str]]
-A = TypeVar("A")
-B = TypeVar("B")
 
 MAX_PHONEMES_PER_S = 35.0
 """Nobody speaks faster (fast conversation has about 20): the text is not what is said."""
@@ -105,22 +101,6 @@ def read_utterance(
     if len(ids) / seconds < MIN_PHONEMES_PER_S:
         raise Rejected("more audio than its text can fill")
     return ids, wav
-
-
-def ahead(function: Callable[[A], B], items: Iterable[A], *, n_threads: int = 2, depth: int = 16) -> Iterator[B]:
-    """``map(function, items)`` in threads, up to ``depth`` items before they are asked for; the order stays."""
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(n_threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def load_utterance(utterance: Utterance, sample_rate: int, config: PrepareConfig) -> Tensor:

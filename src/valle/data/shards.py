@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from valle.config import to_dict
+from valle.data.ahead import ahead
 from valle.data.augment import RECIPE, scale_durations, version_name, voice_of
 from valle.data.corpus import Utterance
 from valle.data.pack import INFO_FILE, PackedUtterance, PackInfo, PackSplit, ShardInfo, write_shard
 from valle.data.progress import Done
-from valle.data.reading import Phonemize, PrepareConfig, Rejected, ahead, load_utterance, read_utterance
+from valle.data.reading import Phonemize, PrepareConfig, Rejected, load_utterance, read_utterance
 from valle.errors import ValleError
 
 if TYPE_CHECKING:

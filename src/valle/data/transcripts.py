@@ -191,7 +191,7 @@ def transcribe_all(
     Raises:
         ValleError: the cache cannot be read or written.
     """
-    from valle.data.reading import ahead
+    from valle.data.ahead import ahead
 
     kept = cache if cache is None or isinstance(cache, TranscriptCache) else TranscriptCache(cache)
 

@@ -36,6 +36,8 @@ class RunConfig:
     """Steps between validations on dev; the best weights so far are kept in best/."""
     dev_frames: int = 0
     """Frames of dev that a validation sees, taken evenly over all lengths; 0 for all of it."""
+    samples: bool = True
+    """Speak at every validation, where the configuration names a codec."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     checkpoint_minutes: float = 10.0

@@ -13,6 +13,7 @@ only.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -25,12 +26,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from valle.config import from_dict, to_dict
+from valle.data.ahead import ahead
 from valle.data.batches import BatchConfig, BatchSampler, Example, collate
 from valle.data.pack import PHONEMES_FILE, Pack
 from valle.device import choose_device, choose_precision
@@ -55,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN = ("train/loss", "train/top10", "train/lr", "train/tokens_per_s")
 """What stands beside the progress bar."""
+
+_STEPS_AHEAD = 4  # read while a GPU computes
 
 
 def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str | Path | None = None) -> Path:
@@ -82,6 +86,16 @@ def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str
     finally:
         trainer.ranks.leave()
     return trainer.out
+
+
+class _Input(NamedTuple):
+    """What one rank reads in one step."""
+
+    seeds: list[int]
+    batches: list[Any]
+    n_tokens: list[int]
+    n_frames: int
+    position: dict[str, Any]  # of the sampler afterwards
 
 
 class Trainer:
@@ -123,7 +137,9 @@ class Trainer:
         self.skipped = 0  # steps without a finite gradient
         self.skipped_in_a_row = 0
         self.best: float | None = None  # loss on dev
+        self.position = self.sampler.state_dict()  # after the last step; the sampler may be ahead of it
         self._generator = torch.Generator()
+        self._inputs: Iterator[_Input] | None = None
 
     # Starting and stopping
 
@@ -158,7 +174,7 @@ class Trainer:
             "minutes": self.minutes,
             "skipped": [self.skipped, self.skipped_in_a_row],
             "best": self.best,
-            "sampler": self.sampler.state_dict(),
+            "sampler": self.position,
             "optimizer": optimizer_state,
         }
         if self.average is not None:
@@ -170,6 +186,7 @@ class Trainer:
         self.model.load_state_dict(tensors["model"])
         restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
+        self.position = state["sampler"]
         if self.average is not None:
             self.average.load(tensors["average"], state["average_updates"])
         self.step, self.minutes = state["step"], state["minutes"]
@@ -214,7 +231,7 @@ class Trainer:
                 if tracker is not None:
                     tracker.advance(self.step, n_frames)
                     if self.step % run.log_every == 0:
-                        rate = {"train/tokens_per_s": tracker.rate(), "train/epoch": self.sampler.epoch}
+                        rate = {"train/tokens_per_s": tracker.rate(), "train/epoch": self.position["epoch"]}
                         tracker.log(self.step, means.take("train") | numbers | rate, show=SHOWN)
                 if self.step % run.eval_every == 0:
                     self.validate(tracker)
@@ -241,13 +258,7 @@ class Trainer:
             ValleError: too many steps in a row had no finite gradient.
         """
         run, config = self.run_config, self.task_config.optimiser
-        seeds, batches, n_frames = [], [], 0
-        for micro in range(run.accumulate):
-            seeds.append(self._seed(micro * self.ranks.size + self.ranks.rank))
-            rows = collate(self.split, next(self.sampler))
-            batches.append(self.task.make_batch(rows, self._generator.manual_seed(seeds[-1])))
-            n_frames += int(rows.code_lens.sum())
-        n_tokens = [self.task.n_tokens(batch) for batch in batches]
+        seeds, batches, n_tokens, n_frames, self.position = self._next_input()
         all_frames, all_tokens = self.ranks.total([n_frames, sum(n_tokens)])
 
         self.model.train()
@@ -280,10 +291,30 @@ class Trainer:
                 )
         return int(all_frames), {"train/lr": lr, "train/grad_norm": float(norm), "train/skipped": self.skipped}
 
+    def _next_input(self) -> _Input:
+        """What this rank reads in the present step; on a GPU it is made ready while the steps before are computed."""
+        if self.device.type != "cuda":
+            return self._make_input(self.step)
+        if self._inputs is None:
+            self._inputs = ahead(self._make_input, itertools.count(self.step), n_threads=1, depth=_STEPS_AHEAD)
+        return next(self._inputs)
+
+    def _make_input(self, step: int) -> _Input:
+        seeds, batches, n_frames = [], [], 0
+        for micro in range(self.run_config.accumulate):
+            seeds.append(self._seed(step, micro * self.ranks.size + self.ranks.rank))
+            rows = collate(self.split, next(self.sampler))
+            batch = self.task.make_batch(rows, self._generator.manual_seed(seeds[-1]))
+            batches.append(self.task.pinned(batch) if self.device.type == "cuda" else batch)
+            n_frames += int(rows.code_lens.sum())
+        n_tokens = [self.task.n_tokens(batch) for batch in batches]
+        return _Input(seeds, batches, n_tokens, n_frames, self.sampler.state_dict())
+
     def validate(self, tracker: Tracker | None) -> None:
         """Judge the weights on dev, keep them if they are the best, and let them speak."""
         if tracker is None:
             return
+        run = self.run_config
         with self.average.in_place() if self.average is not None else nullcontext():
             values = validate(self.task, self.dev, self.dev_batches, self.device, self._autocast())
             tracker.log(self.step, values, show=False)
@@ -292,7 +323,7 @@ class Trainer:
             if math.isfinite(values["dev/loss"]) and (self.best is None or values["dev/loss"] < self.best):
                 self.best = values["dev/loss"]
                 self._keep_best(values)
-            if self.codec is not None and self.pair is not None:
+            if run.samples and self.codec is not None and self.pair is not None:
                 try:
                     self._speak(tracker)
                 except Exception as error:  # a sample is a comfort: no failure of it may end the run
@@ -312,7 +343,7 @@ class Trainer:
         notes = {
             "step": self.step,
             "minutes": round(self.minutes, 1),
-            "epoch": self.sampler.epoch,
+            "epoch": self.position["epoch"],
             "train_hours": round(info.hours(self.config.train_split), 2),
             "max_seconds": self.task_config.batches.max_seconds,
             "codec_fingerprint": info.codec_fingerprint,
@@ -365,9 +396,9 @@ class Trainer:
         if self.codec is not None and self.pair is None:
             tracker.note("no samples: dev has no two utterances of one speaker of a fit length")
 
-    def _seed(self, number: int) -> int:
-        """Of batch ``number`` of this step, counted over ranks and micro-batches."""
-        return random.Random(f"{self.config.seed}/{self.step}/{number}").getrandbits(63)
+    def _seed(self, step: int, number: int) -> int:
+        """Of batch ``number`` of a step, counted over ranks and micro-batches."""
+        return random.Random(f"{self.config.seed}/{step}/{number}").getrandbits(63)
 
     def _total_steps(self) -> float:
         """Where the learning rate reaches 0: ``max_steps``, or as far as the minutes bring the run at this pace."""

@@ -54,6 +54,10 @@ class Task(ABC, Generic[Batch]):
         """A training batch; whatever is random about it comes from ``generator``."""
 
     @abstractmethod
+    def pinned(self, batch: Batch) -> Batch:
+        """The same batch in memory from which a GPU copies by itself."""
+
+    @abstractmethod
     def n_tokens(self, batch: Batch) -> int:
         """How many tokens its loss is a mean of."""
 
@@ -92,6 +96,9 @@ class ARTask(Task[ARBatch]):
     def make_batch(self, rows: Rows, generator: torch.Generator) -> ARBatch:
         durations = rows.durations if self.model.config.alignment else None
         return ARBatch(rows.phonemes, rows.phoneme_lens, rows.codes[:, 0], rows.code_lens, durations)
+
+    def pinned(self, batch: ARBatch) -> ARBatch:
+        return ARBatch(*(None if x is None else x.pin_memory() for x in batch))  # type: ignore[arg-type]
 
     def n_tokens(self, batch: ARBatch) -> int:
         return int(batch.code_lens.sum()) + len(batch.code_lens)  # <eos> counts
@@ -158,6 +165,9 @@ class NARTask(Task[tuple[NARBatch, int]]):
             return self._with_prompt(rows, generator), ALL_STAGES
         stage = draw_stage(self.model.config.n_quantizers, generator, self.model.config.stage_weights)
         return self._with_prompt(rows, generator), stage
+
+    def pinned(self, batch: tuple[NARBatch, int]) -> tuple[NARBatch, int]:
+        return NARBatch(*(None if x is None else x.pin_memory() for x in batch[0])), batch[1]  # type: ignore[arg-type]
 
     def n_tokens(self, batch: tuple[NARBatch, int]) -> int:
         return int(batch[0].in_loss.sum())
