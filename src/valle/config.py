@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import types
 import typing
@@ -92,3 +93,23 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain dictionaries and lists, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def require_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Refuse to resume another run than the one that was started.
+
+    Args:
+        before: what it was started with, by name.
+        now: what the configuration has.
+        out: its folder.
+
+    Raises:
+        ValleError: naming what differs.
+    """
+    before, now = (json.loads(json.dumps(x)) for x in (before, now))  # tuples become lists, as in the file
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ValleError(
+                f"{out} was started with {name} = {before.get(name)}, but the configuration now has {value}; "
+                "resume with the old value, or start a new run in another folder"
+            )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +20,7 @@ pytest.importorskip("kaldi_decoder")
 
 from valle.asr.hybrid.aligner import HybridAligner
 from valle.asr.hybrid.bootstrap import BootstrapConfig
-from valle.asr.hybrid.config import HybridConfig, TrainingConfig
+from valle.asr.hybrid.config import HybridConfig, LanguageConfig, TrainingConfig
 from valle.asr.hybrid.lm import train_ngrams
 from valle.asr.hybrid.model import HybridModel, is_hybrid, load_aligner
 from valle.asr.hybrid.network import NetworkConfig
@@ -170,6 +173,64 @@ def test_training_resumes_to_the_same_network(corpus: Path, tmp_path: Path) -> N
         train_recogniser(cut)
 
 
+def test_a_run_is_resumed_with_what_it_was_begun_with(corpus: Path, tmp_path: Path) -> None:
+    begun = config_for(corpus, tmp_path / "run")
+    begun = replace(begun, bootstrap=replace(begun.bootstrap, mono_rounds=(1,), tied_rounds=(1,)), tune_seconds=0)
+    train_recogniser(begun, max_minutes=1e-9)
+    kept = (tmp_path / "run" / "config.json").read_text()
+    for name, other in (
+        ("seed", replace(begun, seed=1)),
+        ("max_hours", replace(begun, max_hours=0.01)),
+        ("bootstrap.n_pdfs", replace(begun, bootstrap=replace(begun.bootstrap, n_pdfs=13))),
+        ("network.width", replace(begun, network=replace(begun.network, width=40))),
+        ("training.speeds", replace(begun, training=replace(begun.training, speeds=(0.9, 1.0)))),
+    ):
+        with pytest.raises(ValleError, match=rf"run was started with {name} = .* but the configuration now has"):
+            train_recogniser(other, resume=True)
+    assert (tmp_path / "run" / "config.json").read_text() == kept
+    training = replace(begun.training, epochs=1.0, log_every=1, budget_minutes=5.0)
+    train_recogniser(replace(begun, training=training, language=LanguageConfig(order=2)), resume=True)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(ValleError, match=r"config\.json cannot be read"):
+        train_recogniser(begun, resume=True)
+
+
+def test_before_the_network_has_begun_it_may_still_be_another(corpus: Path, tmp_path: Path) -> None:
+    begun = config_for(corpus, tmp_path / "run")
+    begun = replace(begun, bootstrap=replace(begun.bootstrap, mono_rounds=(1,), tied_rounds=(1,)), tune_seconds=0)
+    train_recogniser(begun, max_minutes=1e-9)
+    shutil.rmtree(tmp_path / "run" / "network")
+    other = replace(begun, network=replace(begun.network, width=40))
+    assert HybridModel.load(train_recogniser(other, resume=True, max_minutes=1e-9)).config.network.width == 40
+
+
+def test_a_long_text_takes_time_and_memory_by_its_words(model: Path) -> None:
+    aligner = HybridAligner(model)
+    rng = np.random.default_rng(13)
+
+    def used() -> tuple[float, float]:
+        """Seconds of the processor, and MB at most."""
+        return time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def align(n_words: int) -> tuple[float, float]:
+        words = rng.choice(list(WORDS), n_words).tolist()
+        wav, times = say(words, rng)
+        text = [*words[: n_words // 2], "see", "see", *words[n_words // 2 :], *["ma"] * 298]
+        before = used()
+        found = aligner.align_text(wav, " ".join(text))
+        after = used()
+        assert len(found.missing) == 300  # nobody says the last 298, more than the search would leave out on its way
+        assert [w.word for w in found.words] == words
+        assert not found.extra
+        assert max(abs(w.start_s - start) for w, (start, _) in zip(found.words, times, strict=True)) < 0.09
+        return after[0] - before[0], after[1] - before[1]
+
+    few, _ = align(300)
+    many, more_memory = align(2400)
+    assert many < 16 * few  # eight times the words; with a way for each pair of words it was 64 times
+    assert more_memory < 200
+
+
 def test_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wav, _ = say(["see", "ma"], np.random.default_rng(2))
     soundfile.write(tmp_path / "x.wav", wav, RATE)
@@ -202,8 +263,6 @@ def test_measuring(model: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_graph_is_kept_and_follows_the_language_model(model: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(model, tmp_path / "copy")
     (kept,) = copy.glob("graph-*.fst")
     kept.unlink()

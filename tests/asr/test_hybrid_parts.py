@@ -20,6 +20,7 @@ from valle.asr.hybrid.confidence import calibrate, probability, unit_log_posteri
 from valle.asr.hybrid.config import HybridConfig, LanguageConfig, TrainingConfig, load_hybrid_config
 from valle.asr.hybrid.features import at_steps, fbank, n_steps
 from valle.asr.hybrid.gmm import Gmm, discriminant
+from valle.asr.hybrid.learn import NetworkTraining
 from valle.asr.hybrid.lexicon import make_lexicon, words_of
 from valle.asr.hybrid.lm import BEGIN, END, NGrams, train_ngrams
 from valle.asr.hybrid.network import Network, NetworkConfig
@@ -27,9 +28,9 @@ from valle.asr.hybrid.recogniser import pieces, transcripts_agree
 from valle.asr.hybrid.store import TensorStore
 from valle.asr.hybrid.train import read_utterances, train_recogniser
 from valle.asr.hybrid.tree import ContextStatistics, grow_tree, monophone_table, units_of_pdfs
-from valle.asr.hybrid.tune import errors
 from valle.asr.hybrid.units import SILENCE_ID, Units
 from valle.asr.hybrid.wordlists import read_list
+from valle.asr.pairing import pair_words
 from valle.errors import ValleError
 from valle.text import Phonemizer
 
@@ -183,7 +184,9 @@ def test_confidence_learns_which_words_are_right() -> None:
 def test_words_that_agree() -> None:
     assert transcripts_agree(["a", "x", "c"], ["a", "b", "c"]) == [True, False, True]
     assert transcripts_agree(["a", "b"], ["b"]) == [False, True]
-    assert errors(["a", "x", "c"], ["a", "b", "c", "d"]) == 2
+    assert pair_words(["a", "x", "c"], ["a", "b", "c", "d"]) == (2, [(0, 0), (1, 1), (2, 2)])
+    assert pair_words([], ["a", "b"]) == (2, [])
+    assert pair_words(["a", "b"], []) == (2, [])
 
 
 def test_pieces_cover_a_long_recording() -> None:
@@ -242,6 +245,37 @@ def test_labels_stay_with_their_frames(tmp_path: Path) -> None:
     assert [first for is_dev, first in seen if is_dev] == [0]
 
 
+def _training(folder: Path, bad: tuple[int, ...], **options: object) -> NetworkTraining:
+    """Of four recordings, a batch each, some of which have no finite loss."""
+    generator = torch.Generator().manual_seed(0)
+    mels = {str(i): torch.randn(90, 80, generator=generator) / (i not in bad) for i in range(4)}
+    features, labels = TensorStore(folder / "features"), TensorStore(folder / "labels")
+    features.fill(list(mels), lambda names: [mels[name] for name in names], "mels")
+    labels.fill(list(mels), lambda names: [torch.arange(90).short() % 5 for _ in names], "labels")
+    training = TrainingConfig(batch_seconds=1.0, frequency_masks=0, time_masks=0.0, log_every=1, **options)  # type: ignore[arg-type]
+    config = HybridConfig(sources=(), out=str(folder), network=NetworkConfig(16, 8, (1,)), training=training)
+    items = [Item(name, name, 1.0, 90) for name in mels]
+    return NetworkTraining(config, folder / "network", 5, features, labels, items, [])
+
+
+def test_steps_without_a_finite_gradient_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = _training(tmp_path, (2,), epochs=3.0)
+    network = training.run()
+    assert (training.step, training.skipped) == (12, 3)
+    assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
+    assert caplog.text.count("has no finite gradient and is skipped") == 3
+    lines = [json.loads(line) for line in (tmp_path / "network" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["train/skipped"] == 3
+    assert _training(tmp_path, (2,), epochs=3.0).skipped == 3  # as its checkpoint tells
+
+
+def test_too_many_of_them_in_a_row_end_the_training(tmp_path: Path) -> None:
+    with pytest.raises(ValleError, match=r"3 steps in a row up to step 3 had no finite gradient; remove .*network and"):
+        _training(tmp_path, (0, 1, 2, 3), max_skipped=3).run()
+
+
 def test_mistakes_are_found_before_the_long_work(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
@@ -268,6 +302,7 @@ def test_mistakes_are_found_before_the_long_work(tmp_path: Path) -> None:
         (BootstrapConfig, {"mono_rounds": ()}),
         (BootstrapConfig, {"n_pdfs": 40000}),
         (TrainingConfig, {"ema_decay": 1.0}),
+        (TrainingConfig, {"max_skipped": 0}),
         (NetworkConfig, {"dropout": 1.0}),
     ],
 )

@@ -1,7 +1,11 @@
 """Recognisers: one protocol before several packages, and transcripts that outlive whoever makes them."""
 
+import io
 import json
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +13,9 @@ import pytest
 import soundfile
 
 from valle.data.corpus import Utterance
-from valle.data.recognise import load_recogniser, main, measure, pick
+from valle.data.recognise import cpu_time, load_recogniser, main, measure, pick
 from valle.data.transcripts import Transcript, TranscriptCache, Word, fill_texts, transcribe_all
+from valle.data.vosk_process import serve
 from valle.errors import ValleError
 
 HELLO = Transcript("hello you", (Word("hello", 0.1, 0.4, 0.9), Word("you", 0.5, 0.7, 0.7)), 0.8)
@@ -190,19 +195,83 @@ def vosk_folder(tmp_path):
     return tmp_path / "small"
 
 
-def test_vosk(vosk_folder, monkeypatch):
+def test_vosk_listens_in_pieces(monkeypatch):
     vosk = FakeVosk()
     monkeypatch.setitem(sys.modules, "vosk", vosk)
+    asked = [bytes(2 * n) for n in (30 * 16000, 0, 100)]
+    questions = io.BytesIO(b"".join(len(samples).to_bytes(8, "little") + samples for samples in asked))
+    answers = io.BytesIO()
+    serve("small", questions, answers)
+    first, *told = map(json.loads, answers.getvalue().splitlines())
+    assert first == {"error": None}
+    assert [[w["word"] for w in t["heard"]] for t in told] == [["hello", "you"], ["you"], ["you"]]
+    assert vosk.pieces == [20 * 16000, 10 * 16000, 100]
+
+
+VOSK = """
+import json
+
+def SetLogLevel(level): print("a library's line, which is no answer")
+
+class Model:
+    def __init__(self, folder):
+        if "broken" in folder: raise Exception("Failed to create a model")
+
+class KaldiRecognizer:
+    def __init__(self, model, rate): self.samples = 0
+    def SetWords(self, yes): pass
+    def AcceptWaveform(self, data):
+        if len(data) == 2 * 666: raise SystemExit(3)
+        self.samples += len(data) // 2
+    def FinalResult(self):
+        return json.dumps({"result": [{"word": str(self.samples), "start": 0.1, "end": 0.4, "conf": 0.9}]})
+"""
+
+
+@pytest.fixture
+def vosk_package(tmp_path, monkeypatch):
+    """A package ``vosk`` for the processes that this one starts."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "vosk.py").write_text(VOSK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "packages"), *sys.path]))
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "vosk", raising=False)
+
+
+def test_vosk_listens_in_a_process_of_its_own(vosk_folder, vosk_package):
     recogniser = load_recogniser(f"vosk:{vosk_folder}")
+    assert "vosk" not in sys.modules  # kaldifst may follow
     assert recogniser.name == "vosk:small"
-    assert recogniser.transcribe(np.zeros(30 * 8000, np.float32), 8000) == HELLO
-    assert vosk.pieces == [20 * 16000, 10 * 16000]
-    vosk.pieces.clear()
-    assert recogniser.transcribe(np.zeros(0, np.float32), 16000).text == "you"
-    assert recogniser.transcribe(np.zeros(100, np.float32), 16000).text == "hello"
-    monkeypatch.setitem(sys.modules, "vosk", FakeVosk(broken=True))
+    before = cpu_time()
+    heard = recogniser.transcribe(np.zeros(30 * 8000, np.float32), 8000)
+    assert heard == Transcript("480000", (Word("480000", 0.1, 0.4, 0.9),), 0.9)
+    assert recogniser.transcribe(np.zeros(7, np.float32), 16000).text == "7"
+    assert cpu_time() > before
+    for _ in range(2):
+        with pytest.raises(ValleError, match="the process of vosk:small has ended with status 3"):
+            recogniser.transcribe(np.zeros(666, np.float32), 16000)
+    (vosk_folder.parent / "broken").symlink_to(vosk_folder)
     with pytest.raises(ValleError, match="cannot be loaded: Failed to create a model"):
-        load_recogniser(f"vosk:{vosk_folder}")
+        load_recogniser(f"vosk:{vosk_folder.parent / 'broken'}")
+
+
+def test_the_process_of_vosk_ends_with_its_recogniser(vosk_folder, vosk_package):
+    recogniser = load_recogniser(f"vosk:{vosk_folder}")
+    process = recogniser._process
+    del recogniser
+    assert process.returncode is not None
+
+
+def test_vosk_beside_the_hybrid_recogniser(vosk_folder):
+    """The packages themselves: in one process, the import of one after the other never ends."""
+    for package in ("vosk", "kaldifst"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    code = "import kaldifst, sys; from valle.data.recognise import load_recogniser; load_recogniser(sys.argv[1])"
+    run = [sys.executable, "-c", code, f"vosk:{vosk_folder}"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(run, env=env, capture_output=True, text=True, timeout=60)
+    assert "cannot be loaded: Failed to create a model" in ended.stderr  # so it was asked
 
 
 class FakeWhisper:

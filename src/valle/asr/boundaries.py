@@ -37,6 +37,7 @@ from torch import Tensor
 
 from valle.asr.aligner import SAMPLE_RATE
 from valle.asr.intervals import FRAME_S, PhonemeAligner
+from valle.asr.pairing import pair_up
 from valle.data.corpus import Utterance
 from valle.errors import ValleError, exit_with
 from valle.eval.bootstrap import LEVEL, N_RESAMPLES, Estimate, ratio_interval
@@ -135,25 +136,10 @@ def pair(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
 
     Paired in order at least cost; a vowel is never paired with a consonant.
     """
-    n, m = len(ours), len(theirs)
-    cost = np.zeros((n + 1, m + 1))
-    cost[:, 0], cost[0, :] = _LEFT_OUT * np.arange(n + 1), _LEFT_OUT * np.arange(m + 1)
-    pairs = np.array([[_cost(a, b) for b in theirs] for a in ours]).reshape(n, m)
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            both = cost[i - 1, j - 1] + pairs[i - 1, j - 1]
-            cost[i, j] = min(both, cost[i - 1, j] + _LEFT_OUT, cost[i, j - 1] + _LEFT_OUT)
-    found: list[int | None] = [None] * m
-    i, j = n, m
-    while i and j:
-        if cost[i, j] == cost[i - 1, j - 1] + pairs[i - 1, j - 1]:
-            i, j = i - 1, j - 1
-            found[j] = i
-        elif cost[i, j] == cost[i - 1, j] + _LEFT_OUT:
-            i -= 1
-        else:
-            j -= 1
-    return found
+    partners: list[int | None] = [None] * len(theirs)
+    for i, j in pair_up([[_cost(a, b) for b in theirs] for a in ours], len(theirs), _LEFT_OUT).pairs:
+        partners[j] = i
+    return partners
 
 
 def _cost(ipa: str, arpabet: str) -> float:

@@ -13,24 +13,35 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle.data.corpus import Utterance
-from valle.data.sources import need
+from valle.data.sources import missing_package, need
 from valle.data.transcripts import SAMPLE_RATE, Recogniser, Transcript, Word, transcribe_all
 from valle.errors import ValleError, exit_with
 
 
 class VoskRecogniser:
-    """A Kaldi model by Vosk: a hybrid DNN-HMM with a trigram, which writes lower-case words without punctuation."""
+    """A Kaldi model by Vosk: a hybrid DNN-HMM with a trigram, which writes lower-case words without punctuation.
+
+    It listens in a process of its own (``valle.data.vosk_process`` says why), to one recording at a time.
+    """
+
+    cpu_s: ClassVar[float] = 0.0
+    """Processor time of all these processes; not of this one."""
 
     def __init__(self, folder: str | Path) -> None:
         """
@@ -43,31 +54,57 @@ class VoskRecogniser:
                 f"{folder} holds no Vosk model (no am/final.mdl); give vosk:FOLDER with an unpacked one, such as "
                 "vosk-model-small-en-us-0.15"
             )
-        vosk = need("vosk", f"the recogniser vosk:{folder}", "recognise")
-        vosk.SetLogLevel(-1)
-        try:
-            self._model = vosk.Model(str(folder))
-        except Exception as error:  # Vosk raises nothing narrower
-            raise ValleError(f"the Vosk model {folder} cannot be loaded: {error}; unpack it again") from error
-        self._vosk = vosk
+        if find_spec("vosk") is None:
+            raise ValleError(missing_package("vosk", f"the recogniser vosk:{folder}", "recognise"))
         self.name = f"vosk:{folder.resolve().name}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "valle.data.vosk_process", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        weakref.finalize(self, _end, self._process)
+        self._lock = threading.Lock()
+        if error := self._answer()["error"]:
+            raise ValleError(f"the Vosk model {folder} cannot be loaded: {error}; unpack it again")
 
     def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
         wav = _resample(wav, sample_rate)  # [N]
-        samples = (np.clip(wav, -1, 1) * 32767).astype("<i2")
-        recogniser = self._vosk.KaldiRecognizer(self._model, float(SAMPLE_RATE))
-        recogniser.SetWords(True)
-        heard: list[dict[str, Any]] = []
-        for start in range(0, len(samples), _PIECE):
-            if recogniser.AcceptWaveform(samples[start : start + _PIECE].tobytes()):  # a pause: it has begun anew
-                heard += json.loads(recogniser.Result()).get("result", [])
-        heard += json.loads(recogniser.FinalResult()).get("result", [])
-        return _transcript([Word(w["word"], w["start"], w["end"], w["conf"]) for w in heard])
+        samples = (np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes()
+        questions = self._process.stdin
+        assert questions is not None, "it was opened as a pipe"
+        with self._lock:
+            try:
+                with suppress(BrokenPipeError):  # it has died; that there is no answer tells so
+                    questions.write(len(samples).to_bytes(8, "little") + samples)
+                    questions.flush()
+                answer = self._answer()
+            except BaseException:  # its answer would be taken for that to the next question
+                self._process.kill()
+                raise
+            VoskRecogniser.cpu_s += answer["cpu_s"]
+        return _transcript([Word(w["word"], w["start"], w["end"], w["conf"]) for w in answer["heard"]])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None, "it was opened as a pipe"
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            self._process.wait()
+            raise ValleError(
+                f"the process of {self.name} has ended with status {self._process.returncode}; see above for why, and "
+                "whether there is enough memory"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
-_PIECE = 20 * SAMPLE_RATE
-"""Samples given to Vosk at once. It looks for a pause to end a sentence at only after each, which keeps a usual
-recording whole and a chapter's memory bounded."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def cpu_time() -> float:
+    """Seconds of the processor that this process has had, and those in which Vosk listens for it."""
+    return time.process_time() + VoskRecogniser.cpu_s
 
 
 class WhisperRecogniser:
@@ -166,9 +203,9 @@ class _Timed:
         return self.recogniser.name
 
     def transcribe(self, wav: NDArray[np.float32], sample_rate: int) -> Transcript:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall = cpu_time(), time.perf_counter()
         transcript = self.recogniser.transcribe(wav, sample_rate)
-        spent = (time.process_time() - cpu, time.perf_counter() - wall)
+        spent = (cpu_time() - cpu, time.perf_counter() - wall)
         self.seconds.append((len(wav) / sample_rate, *spent))
         return transcript
 

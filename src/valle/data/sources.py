@@ -201,9 +201,12 @@ def need(package: str, what: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package.partition(".")[0]:
             raise
-        raise ValleError(
-            f"{what} needs the Python package {error.name}, which is not installed: pip install 'valle[{extra}]'"
-        ) from error
+        raise ValleError(missing_package(error.name, what, extra)) from error
+
+
+def missing_package(package: str | None, what: str, extra: str) -> str:
+    """What an error says when ``package`` of ``valle[extra]`` is not there."""
+    return f"{what} needs the Python package {package}, which is not installed: pip install 'valle[{extra}]'"
 
 
 def _open(source: str | Path, config: SourceConfig) -> Iterator[Utterance]:

@@ -16,7 +16,6 @@ import math
 import platform
 import sys
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from valle.data.pack import PackedUtterance, PackInfo, write_shard
 from valle.data.probe import BadAudio, probe
 from valle.data.quality import judge, measure
 from valle.data.reading import Phonemize
+from valle.data.recognise import cpu_time
 from valle.data.segment import SpeechDetector, detect
 from valle.data.transcripts import SAMPLE_RATE as RECOGNISER_RATE
 from valle.data.transcripts import Transcript, TranscriptCache, Word
@@ -120,9 +120,9 @@ class _Watch:
 
     def run(self, name: str, seconds: float, function: Callable[[], A]) -> A:
         """The result of ``function``, which is a step for a recording of so many seconds."""
-        begun = time.process_time()
+        begun = cpu_time()
         result = function()
-        self.cpu_s[name] = self.cpu_s.get(name, 0.0) + time.process_time() - begun
+        self.cpu_s[name] = self.cpu_s.get(name, 0.0) + cpu_time() - begun
         self.audio_s[name] = self.audio_s.get(name, 0.0) + seconds
         return result
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from valle.config import from_dict, to_dict
+from valle.config import from_dict, require_same, to_dict
 from valle.data.ahead import ahead
 from valle.data.batches import BatchConfig, BatchSampler, Example, collate
 from valle.data.pack import PHONEMES_FILE, Pack
@@ -152,7 +152,7 @@ class Trainer:
             before = json.loads(path.read_text(encoding="utf-8"))["identity"]
             batches = to_dict(from_dict(BatchConfig, before["batches"]))  # newer options at their defaults
             before = {**before, "model": self.task.complete(before["model"]), "batches": batches}
-            _require_same(before, identity, self.out)
+            require_same(before, identity, self.out)
             self._restore(checkpoint.tensors, checkpoint.state)
         elif latest_checkpoint(self.out / "checkpoints") is not None:
             raise ValleError(
@@ -471,21 +471,6 @@ class Trainer:
         n_frames = sum(int(self.dev.n_frames[i]) for batch in plan for example in batch for i in example)
         every = max(1, round(n_frames / limit)) if limit else 1
         return plan[every // 2 :: every] or plan[:1]
-
-
-def _require_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Refuse to resume another run than the one that was started.
-
-    Raises:
-        ValleError: naming what differs.
-    """
-    before, now = (json.loads(json.dumps(x)) for x in (before, now))  # tuples become lists, as in the file
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise ValleError(
-                f"{out} was started with {name} = {before.get(name)}, but the configuration now has {value}; "
-                "resume with the old value, or start a new run in another folder"
-            )
 
 
 @contextmanager

@@ -99,7 +99,8 @@ class HybridAligner:
         words = words_of(text, self.model.config.lang)
         if not words:
             raise ValleError("the text has no word to look for; give what is said in the recording")
-        said = [self._pronunciations(w) for w in words]
+        known = {w: self._pronunciations(w) for w in dict.fromkeys(words)}
+        said = [known[w] for w in words]
         mels = fbank(wav)
         found = align_words(self.model.scores(mels), said, self.model.pdfs, self.robust) if len(mels) >= 5 else None
         if found is None:

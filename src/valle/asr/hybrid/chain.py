@@ -20,6 +20,7 @@ from valle.data.sources import need
 NOWHERE = -1
 """The owner of a node that belongs to no position: silence."""
 
+_NO_PDF = -1  # of a joint: + 1, it is the label of a way that takes no step
 _BEAM = 300.0
 _SILENCE_COST, _SPEECH_COST = 0.7, 0.7  # of a pause, and of none, where one may be: a half each
 
@@ -46,8 +47,12 @@ class Chain:
         self.owners.append(owner)
         return len(self.first) - 1
 
+    def add_joint(self) -> int:
+        """A node that takes no step: where ways meet and part again."""
+        return self.add(_NO_PDF, _NO_PDF, NOWHERE)
+
     def graph(self) -> Any:
-        """As a transducer from pdfs + 1 to nodes + 1."""
+        """As a transducer from pdfs + 1 to nodes + 1; joints have no label."""
         kaldifst = need("kaldifst", "the hybrid recogniser", "asr")
         fst = kaldifst.StdVectorFst()
         for _ in range(len(self.first) + 1):
@@ -55,9 +60,11 @@ class Chain:
         fst.start = 0
         arc = kaldifst.StdArc
         for node, rest in enumerate(self.rest):
-            fst.add_arc(node + 1, arc(rest + 1, node + 1, 0.0, node + 1))
+            if rest != _NO_PDF:
+                fst.add_arc(node + 1, arc(rest + 1, node + 1, 0.0, node + 1))
         for source, target, cost in self.ways:
-            fst.add_arc(source + 1, arc(self.first[target] + 1, target + 1, cost, target + 1))
+            first = self.first[target]
+            fst.add_arc(source + 1, arc(first + 1, 0 if first == _NO_PDF else target + 1, cost, target + 1))
         for node, cost in self.ends:
             fst.set_final(node + 1, cost)
         return fst

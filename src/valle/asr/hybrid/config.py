@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from valle.asr.hybrid.bootstrap import BootstrapConfig
 from valle.asr.hybrid.network import NetworkConfig
-from valle.config import load_config
+from valle.config import load_config, to_dict
 from valle.errors import ValleError
 from valle.train.optimiser import OptimiserConfig
 
@@ -41,10 +42,14 @@ class TrainingConfig:
     """Steps between looks at dev."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
+    max_skipped: int = 20
+    """So many steps in a row without a finite loss and gradient, each of them skipped, end the run with an error."""
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_seconds <= 0 or min(self.log_every, self.eval_every) < 1:
-            raise ValleError(f"epochs, batch_seconds, log_every and eval_every must be above 0, not {self}")
+        if self.epochs <= 0 or self.batch_seconds <= 0 or min(self.log_every, self.eval_every, self.max_skipped) < 1:
+            raise ValleError(
+                f"epochs, batch_seconds, log_every, eval_every and max_skipped must be above 0, not {self}"
+            )
         if not self.speeds or not all(0.5 <= s <= 2 for s in self.speeds):
             raise ValleError(f"speeds are {self.speeds}; give some between 0.5 and 2, such as [0.9, 1.0, 1.1]")
         if not (0 <= self.label_smoothing < 1 and 0 <= self.ema_decay < 1):
@@ -115,6 +120,30 @@ class HybridConfig:
     """How long, on what."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """The language model."""
+
+
+_MAY_CHANGE = {
+    *("out", "tune_seconds", "language"),  # the last stage makes anew what follows from them
+    *(f"training.{name}" for name in ("epochs", "budget_minutes", "log_every", "eval_every", "checkpoint_minutes")),
+    "training.max_skipped",
+}
+_OF_NETWORK = {"network", "optimiser", "training"}
+
+
+def identity(config: HybridConfig, *, has_network: bool) -> dict[str, Any]:
+    """What a run cannot change half-way, since finished stages rest on it: options by name (``bootstrap.n_pdfs``).
+
+    Args:
+        config: of the run.
+        has_network: whether its training has begun; before that, what only the network follows may change.
+    """
+    free = _MAY_CHANGE if has_network else _MAY_CHANGE | _OF_NETWORK
+    kept: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        table = {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        if name not in free:
+            kept.update({k: v for k, v in table.items() if k not in free})
+    return kept
 
 
 def load_hybrid_config(path: str | Path) -> HybridConfig:

@@ -22,6 +22,7 @@ SUBSAMPLING = 3
 """Frames a step."""
 FRAME_S, STEP_S = 0.01, 0.03
 _CONTEXT = 4  # frames on each side that Gaussians see
+_PIECE = 60 * SAMPLE_RATE  # samples given at once, as a list, which takes ten times the room of an array
 
 
 def fbank(wav: NDArray[np.float32]) -> Tensor:
@@ -34,7 +35,9 @@ def fbank(wav: NDArray[np.float32]) -> Tensor:
     options.mel_opts.num_bins = N_MELS
     options.mel_opts.high_freq = 7600.0
     computer = knf.OnlineFbank(options)
-    computer.accept_waveform(float(SAMPLE_RATE), (np.asarray(wav, np.float32) * 32768).tolist())
+    for start in range(0, len(wav), _PIECE):
+        piece = np.asarray(wav[start : start + _PIECE], np.float32) * 32768
+        computer.accept_waveform(float(SAMPLE_RATE), piece.tolist())
     computer.input_finished()
     n = computer.num_frames_ready
     if not n:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from valle.train.ema import MovingAverage
 from valle.train.optimiser import lr_at, make_optimiser
 from valle.train.tracking import Tracker
 
+logger = logging.getLogger(__name__)
+
 
 class NetworkTraining:
     """The state of the run and its loop."""
@@ -53,6 +56,7 @@ class NetworkTraining:
         decay = config.training.ema_decay
         self.average = MovingAverage(self.network, decay) if decay else None
         self.step, self.epoch, self.place, self.minutes = 0, 0, 0, 0.0
+        self.skipped, self.skipped_in_a_row = 0, 0  # steps without a finite gradient
         self.batches = self._plan()
         self.total_steps = max(1, round(config.training.epochs * len(self.batches)))
         if latest_checkpoint(folder / "checkpoints") is not None:
@@ -63,6 +67,9 @@ class NetworkTraining:
 
         Args:
             max_minutes: of this call; 0 for no bound.
+
+        Raises:
+            ValleError: too many steps in a row had no finite gradient.
         """
         training = self.config.training
         started = last_save = time.monotonic()
@@ -84,6 +91,7 @@ class NetworkTraining:
                     n = sums.pop("steps")
                     means = {f"train/{name}": value / n for name, value in sums.items()}
                     more = {"train/lr": self._lr(), "train/epoch": float(self.epoch), "train/speech_s": tracker.rate()}
+                    more["train/skipped"] = self.skipped
                     tracker.log(self.step, means | more, show=("train/loss", "train/accuracy"))
                     sums = {}
                 if self.dev and (self.step % training.eval_every == 0 or self.is_done()):
@@ -104,7 +112,11 @@ class NetworkTraining:
         return self.step >= self.total_steps or 0 < self.config.training.budget_minutes <= self.minutes
 
     def train_step(self) -> tuple[dict[str, float], float]:
-        """One step; sums for the log, and seconds of speech in the batch."""
+        """One step; sums for the log, and seconds of speech in the batch.
+
+        Raises:
+            ValleError: too many steps in a row had no finite gradient.
+        """
         if self.place >= len(self.batches):
             self.epoch, self.place = self.epoch + 1, 0
             self.batches = self._plan()
@@ -122,7 +134,20 @@ class NetworkTraining:
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
+            self.skipped_in_a_row = 0
+        else:
+            self._skip()
         return {"loss": float(loss.detach()) * n, "accuracy": right, "steps": n}, float(batch.lens.sum()) / 100
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        logger.warning("step %d has no finite gradient and is skipped", self.step + 1)
+        if self.skipped_in_a_row >= self.config.training.max_skipped:
+            raise ValleError(
+                f"{self.skipped_in_a_row} steps in a row up to step {self.step + 1} had no finite gradient; remove "
+                f"{self.folder} and resume with a lower learning rate than {self.config.optimiser.lr:g}"
+            )
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
@@ -149,6 +174,7 @@ class NetworkTraining:
             "epoch": self.epoch,
             "place": self.place,
             "minutes": self.minutes,
+            "skipped": [self.skipped, self.skipped_in_a_row],
             "optimizer": optimizer_state,
         }
         if self.average is not None:
@@ -170,6 +196,7 @@ class NetworkTraining:
             self.average.load(checkpoint.tensors["average"], state["average_updates"])
         self.step, self.epoch, self.place = state["step"], state["epoch"], state["place"]
         self.minutes = state["minutes"]
+        self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))  # older checkpoints do not tell
         self.batches = self._plan()
 
     def _averaged(self) -> Network:

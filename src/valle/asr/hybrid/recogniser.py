@@ -28,6 +28,7 @@ from valle.asr.hybrid.lm import NGrams
 from valle.asr.hybrid.model import LM_FILE, HybridModel
 from valle.asr.hybrid.tree import units_of_pdfs
 from valle.asr.hybrid.words import WordAlignment, align_words
+from valle.asr.pairing import pair_words
 from valle.config import to_dict
 from valle.data.sources import need
 from valle.data.transcripts import Transcript, Word
@@ -214,22 +215,7 @@ def load_graph(model: HybridModel) -> Graph:
 
 def transcripts_agree(words: Sequence[str], reference: Sequence[str]) -> list[bool]:
     """Of each word, whether it is one of the reference's in the best alignment of the two."""
-    n, m = len(words), len(reference)
-    cost = np.zeros((n + 1, m + 1), np.int32)
-    cost[:, 0], cost[0] = np.arange(n + 1), np.arange(m + 1)
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            same = words[i - 1] == reference[j - 1]
-            cost[i, j] = min(cost[i - 1, j - 1] + (not same), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    right = [False] * n
-    i, j = n, m
-    while i and j:
-        same = words[i - 1] == reference[j - 1]
-        if cost[i, j] == cost[i - 1, j - 1] + (not same):
-            right[i - 1] = same
-            i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j] + 1:
-            i -= 1
-        else:
-            j -= 1
+    right = [False] * len(words)
+    for i, j in pair_words(words, reference).pairs:
+        right[i] = words[i] == reference[j]
     return right

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from valle.asr.hybrid.batches import Item
 from valle.asr.hybrid.bootstrap import Spoken, bootstrap, label
-from valle.asr.hybrid.config import HybridConfig, LanguageConfig, load_hybrid_config
+from valle.asr.hybrid.config import HybridConfig, LanguageConfig, identity, load_hybrid_config
 from valle.asr.hybrid.corpus import Phonemised, name_of, phonemise, spoken, store_features, units_and_gaps
 from valle.asr.hybrid.learn import NetworkTraining
 from valle.asr.hybrid.lexicon import Lexicon, make_lexicon, variants, words_of
@@ -34,12 +34,13 @@ from valle.asr.hybrid.store import TensorStore
 from valle.asr.hybrid.tune import Known, calibration, tuned
 from valle.asr.hybrid.units import Units
 from valle.asr.hybrid.wordlists import read_list
-from valle.config import to_dict
+from valle.config import from_dict, require_same, to_dict
 from valle.data.corpus import Utterance
 from valle.data.recognise import pick
 from valle.data.sources import need
 from valle.errors import ValleError
 from valle.files import write_atomic
+from valle.train.checkpoint import latest_checkpoint
 
 
 def train_recogniser(config: HybridConfig, *, resume: bool = False, max_minutes: float = 0.0) -> Path:
@@ -54,7 +55,8 @@ def train_recogniser(config: HybridConfig, *, resume: bool = False, max_minutes:
         The folder of the model, ``out/model``.
 
     Raises:
-        ValleError: nothing to learn from, a run that is already there (without ``resume``), or a package is missing.
+        ValleError: nothing to learn from, a run that is already there (without ``resume``) or was begun with other
+            options (with it), or a package is missing.
     """
     return _Run(config, resume).run(max_minutes)
 
@@ -137,6 +139,19 @@ def train_language(config: LanguageConfig, sentences: Sequence[Sequence[str]], l
     return train_ngrams(texts, config.order, more=more)
 
 
+def _begun_with(path: Path) -> HybridConfig:
+    """The configuration that a run keeps; options newer than the run are at their defaults.
+
+    Raises:
+        ValleError: the file is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValleError(f"{path} cannot be read ({error}); give another folder as out") from error
+    return from_dict(HybridConfig, values, str(path))
+
+
 class _Run:
     def __init__(self, config: HybridConfig, resume: bool) -> None:
         self.config, self.out = config, Path(config.out)
@@ -144,6 +159,10 @@ class _Run:
         path = self.out / "config.json"
         if path.is_file() and not resume:
             raise ValleError(f"{self.out} already holds a run; continue it with --resume, or give another folder")
+        if path.is_file():
+            trains = latest_checkpoint(self.out / "network" / "checkpoints") is not None
+            before, now = (identity(c, has_network=trains) for c in (_begun_with(path), config))
+            require_same(before, now, self.out)
         check_parts(config.language)
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(to_dict(config), indent=1) + "\n").encode())
@@ -228,7 +247,8 @@ class _Run:
             if p.utterance.id in self.labels:
                 counts += np.bincount(self.labels[p.utterance.id].numpy(), minlength=n_pdfs)
         priors = torch.from_numpy(np.log((counts + 10) / (counts + 10).sum())).float()
-        return HybridModel(model.config, model.pdfs, network, priors, model.gmm)
+        described = replace(model.config, network=network.config)
+        return HybridModel(described, model.pdfs, network, priors, model.gmm)
 
     def finish(self, model: HybridModel, said: Sequence[Phonemised], dev: Sequence[Phonemised]) -> Path:
         """Words, language model, graph, and the weights that are chosen on dev."""

@@ -11,6 +11,7 @@ from valle.asr.hybrid.confidence import calibrate, marks, unit_log_posteriors
 from valle.asr.hybrid.recogniser import HybridRecogniser, transcripts_agree
 from valle.asr.hybrid.tree import units_of_pdfs
 from valle.asr.hybrid.words import align_words
+from valle.asr.pairing import pair_words
 
 SCALES = (0.6, 0.45, 0.8, 0.3, 1.0)
 """Of the network's log-likelihoods; of equally good ones the first is taken."""
@@ -29,19 +30,10 @@ class Known(NamedTuple):
     """What is said."""
 
 
-def errors(words: Sequence[str], reference: Sequence[str]) -> int:
-    """Words to change, leave out or put in to make one of the other."""
-    row = list(range(len(reference) + 1))
-    for i, word in enumerate(words, 1):
-        diagonal, row[0] = row[0], i
-        for j, wanted in enumerate(reference, 1):
-            diagonal, row[j] = row[j], min(diagonal + (word != wanted), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
-
-
 def error_share(recogniser: HybridRecogniser, answers: Sequence[Tensor], known: Sequence[Known]) -> float:
     """Word error rate, without normalisation, from ``HybridRecogniser.answers`` of each."""
-    wrong = sum(errors(recogniser.decode(recogniser.scaled(a)), k.words) for a, k in zip(answers, known, strict=True))
+    heard = [recogniser.decode(recogniser.scaled(a)) for a in answers]
+    wrong = sum(pair_words(words, k.words).cost for words, k in zip(heard, known, strict=True))
     return wrong / max(1, sum(len(k.words) for k in known))
 
 

@@ -115,6 +115,7 @@ class _Said(NamedTuple):
 def _chain(
     words: Sequence[Sequence[Pronunciation]], pdfs: NDArray[np.int32], robust: Robust | None, filler: int
 ) -> tuple[Chain, list[_Said]]:
+    """What may be said, with as many ways as words: where words may be left out, ways from one unit meet in a joint."""
     chain = Chain()
     said: list[_Said] = []
     quiet_pdfs = (int(pdfs[SILENCE_ID, SILENCE_ID, 0]), int(pdfs[SILENCE_ID, SILENCE_ID, 1]))
@@ -123,6 +124,12 @@ def _chain(
     def enter(ways: Sequence[Way], node: int, cost: float) -> int:
         chain.ways += [(n, node, c + cost) for n, _, c in ways]
         return node
+
+    def joined(ways: Sequence[Way]) -> list[Way]:
+        of_unit: dict[int, list[Way]] = {}
+        for way in ways:
+            of_unit.setdefault(way[1], []).append(way)
+        return [(enter(same, chain.add_joint(), 0.0), unit, 0.0) for unit, same in of_unit.items()]
 
     def between(ways: list[Way]) -> list[Way]:
         quiet = enter(ways, chain.add(*quiet_pdfs, NOWHERE), _PAUSE_COST)
@@ -133,26 +140,30 @@ def _chain(
             again = chain.add(*quiet_pdfs, NOWHERE)
             chain.ways.append((other, again, _PAUSE_COST))
             after += [(other, SILENCE_ID, _PAUSE_COST), (again, SILENCE_ID, 0.0)]
-        return after
+        return after if robust is None else joined(after)
 
     ways: list[Way] = between([(-1, SILENCE_ID, 0.0)])
     for number, pronunciations in enumerate(words):
+        if robust is not None:  # as the search drops what costs much, all words that are left have one cost at the end
+            rest = (len(words) - number) * (robust.skip_cost + _PAUSE_COST)
+            chain.ends += [(n, rest) for n, _, _ in ways]
         after: list[Way] = []
         for pronunciation in dict.fromkeys(pronunciations):
             at = ways
             for position, unit in enumerate(pronunciation):
-                made: dict[int, int] = {}
+                made: dict[tuple[int, int], int] = {}  # states of a unit -> node
                 for node, left, cost in at:
-                    if left not in made:
+                    states = (int(pdfs[unit, left, 0]), int(pdfs[unit, left, 1]))
+                    if states not in made:
                         said.append(_Said(number, unit, position))
-                        made[left] = chain.add(int(pdfs[unit, left, 0]), int(pdfs[unit, left, 1]), len(said) - 1)
-                    chain.ways.append((node, made[left], cost))
+                        made[states] = chain.add(*states, len(said) - 1)
+                    chain.ways.append((node, made[states], cost))
                 at = [(node, unit, 0.0) for node in made.values()]
             after += at if pronunciation else []
         if robust is not None:
             after += [(n, u, c + robust.skip_cost) for n, u, c in ways]
         ways = between(after)
-    chain.ends = [(n, c) for n, _, c in ways if n >= 0]
+    chain.ends += [(n, c) for n, _, c in ways if n >= 0]
     return chain, said
 
 
