@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -274,6 +276,21 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(
 def test_too_many_of_them_in_a_row_end_the_training(tmp_path: Path) -> None:
     with pytest.raises(ValleError, match=r"3 steps in a row up to step 3 had no finite gradient; remove .*network and"):
         _training(tmp_path, (0, 1, 2, 3), max_skipped=3).run()
+
+
+def test_told_to_end_it_leaves_a_checkpoint(tmp_path: Path) -> None:
+    training = _training(tmp_path, (), epochs=3.0)
+    original = training.train_step
+
+    def step_then_stop() -> tuple[dict[str, float], float]:
+        if training.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original()
+
+    training.train_step = step_then_stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    assert _training(tmp_path, (), epochs=3.0).step == 5
 
 
 def test_mistakes_are_found_before_the_long_work(tmp_path: Path) -> None:

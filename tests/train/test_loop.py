@@ -56,15 +56,16 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("alignment", [False, True])
+@pytest.mark.parametrize(("alignment", "reads_ahead"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("kind", ["ar", "nar"])
-def test_stop_and_resume_equals_uninterrupted(kind, alignment, tmp_path, make_pack):
+def test_stop_and_resume_equals_uninterrupted(kind, alignment, reads_ahead, tmp_path, make_pack):
     pack = make_pack({"train": FRAMES, "dev": [40, 50]}, aligned=alignment)
     whole = train(kind, config_file(tmp_path, pack, accumulate=2, alignment=alignment), out=tmp_path / "whole")
 
     config = config_file(tmp_path, pack, accumulate=2, checkpoint_every=3, alignment=alignment)
     stopped = tmp_path / "stopped" / kind
     trainer = Trainer(kind, load_train_config(config), stopped)
+    trainer.reads_ahead = reads_ahead  # as on a GPU
     trainer.start(resume=False)
     original = trainer.train_step
 

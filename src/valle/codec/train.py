@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +48,7 @@ from valle.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
+from valle.train.signals import stop_signals
 from valle.train.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -187,7 +185,7 @@ class CodecTrainer:
         started, done_before, last_save = time.monotonic(), self.minutes, time.monotonic()
         with (
             Tracker(self.out, config.max_steps, start_step=self.step, unit="s of speech") as tracker,
-            _stoppable() as stop,
+            stop_signals() as stop,
         ):
             if config.init and self.step == 0:
                 tracker.log(0, self.evaluate(dev), show=False)
@@ -454,15 +452,3 @@ class CodecTrainer:
 def _spread(n: int, k: int) -> list[int]:
     """k indices below n, evenly spaced."""
     return [i * n // min(n, k) for i in range(min(n, k))]
-
-
-@contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """A list that becomes non-empty when the process is asked to stop (SIGINT, SIGTERM)."""
-    stop: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)

@@ -19,12 +19,10 @@ import logging
 import math
 import random
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +48,7 @@ from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
 from valle.train.distributed import join_ranks
 from valle.train.ema import MovingAverage
 from valle.train.optimiser import lr_at, make_optimiser
+from valle.train.signals import stop_signals
 from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, pair_to_speak, validate
 from valle.train.tracking import Tracker
 
@@ -132,6 +131,7 @@ class Trainer:
         self.optimizer = make_optimiser(self.model, self.task_config.optimiser)
         decay = self.run_config.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
+        self.reads_ahead = self.device.type == "cuda"
         self.step = 0
         self.minutes = 0.0  # of all processes of this run, one after the other
         self.skipped = 0  # steps without a finite gradient
@@ -217,7 +217,7 @@ class Trainer:
         means = MeanMetrics()
         started = last_save = time.monotonic()
         minutes_before, saved_step, validated_step = self.minutes, self.step, -1
-        with self._tracker() as tracker, _stop_signals() as stop:
+        with self._tracker() as tracker, stop_signals() as stop:
             self._greet(tracker)
             while True:
                 sitting = (time.monotonic() - started) / 60
@@ -293,7 +293,7 @@ class Trainer:
 
     def _next_input(self) -> _Input:
         """What this rank reads in the present step; on a GPU it is made ready while the steps before are computed."""
-        if self.device.type != "cuda":
+        if not self.reads_ahead:
             return self._make_input(self.step)
         if self._inputs is None:
             self._inputs = ahead(self._make_input, itertools.count(self.step), n_threads=1, depth=_STEPS_AHEAD)
@@ -471,27 +471,6 @@ class Trainer:
         n_frames = sum(int(self.dev.n_frames[i]) for batch in plan for example in batch for i in example)
         every = max(1, round(n_frames / limit)) if limit else 1
         return plan[every // 2 :: every] or plan[:1]
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The list gets an entry when SIGTERM or SIGINT arrives; a second one interrupts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

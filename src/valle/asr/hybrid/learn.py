@@ -27,6 +27,7 @@ from valle.train.checkpoint import (
 )
 from valle.train.ema import MovingAverage
 from valle.train.optimiser import lr_at, make_optimiser
+from valle.train.signals import stop_signals
 from valle.train.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -70,15 +71,19 @@ class NetworkTraining:
 
         Raises:
             ValleError: too many steps in a row had no finite gradient.
+            KeyboardInterrupt: the process was told to end; there is a checkpoint.
         """
         training = self.config.training
         started = last_save = time.monotonic()
         before = self.minutes
         if self.is_done():
             return self._averaged()
-        with Tracker(
-            self.folder, self.total_steps, start_step=self.step, unit="s of speech", description="network"
-        ) as tracker:
+        with (
+            Tracker(
+                self.folder, self.total_steps, start_step=self.step, unit="s of speech", description="network"
+            ) as tracker,
+            stop_signals() as told_to_stop,
+        ):
             sums: dict[str, float] = {}
             while not self.is_done():
                 values, seconds = self.train_step()
@@ -100,9 +105,13 @@ class NetworkTraining:
                     told = ", ".join(f"{k.split('/')[1]} {v:.4f}" for k, v in judged.items())
                     tracker.note(f"step {self.step} of {self.total_steps} on dev: {told}, {self.minutes:.1f} minutes")
                 stops = 0 < max_minutes <= (time.monotonic() - started) / 60
-                if stops or self.is_done() or time.monotonic() - last_save > training.checkpoint_minutes * 60:
+                due = time.monotonic() - last_save > training.checkpoint_minutes * 60
+                if stops or told_to_stop or self.is_done() or due:
                     self.save()
                     last_save = time.monotonic()
+                if told_to_stop:
+                    tracker.note("stopped; continue with --resume")
+                    raise KeyboardInterrupt
                 if stops:
                     break
         return self._averaged()
