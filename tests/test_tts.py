@@ -267,6 +267,7 @@ def test_guidance_is_an_option_and_for_models_that_have_learnt_it(
     assert torch.equal(plain[0], by_voice[0])
     assert not torch.equal(plain, by_voice)
     assert not torch.equal(plain[0, :40], say(guidance=4.0)[0, :40])
+    assert not torch.equal(plain[0, :40], say(voice_guidance=4.0)[0, :40])
     for option, needs in (("guidance", "text_dropout"), ("nar_guidance", "prompt_dropout")):
         with pytest.raises(ValleError, match=needs):
             tts.generate("Hi.", prompt=prompt, **{option: 2.0})
@@ -467,6 +468,7 @@ def test_unknown_and_senseless_options(tts: VALLE, prompt: Prompt) -> None:
         {"max_seconds": 0.0},
         {"lang": "xx-none"},
         {"guidance": -1.0},
+        {"voice_guidance": -1.0},
         {"nar_guidance": -1.0},
     ):
         with pytest.raises(ValleError):
@@ -479,6 +481,13 @@ def test_unknown_and_senseless_options(tts: VALLE, prompt: Prompt) -> None:
 def piece(expected: float, limit: float = 1e9) -> Piece:
     prompt = Prompt("", torch.zeros(8, 225, dtype=torch.int64), [1] * 50, 1.0)
     return make_piece("Hi.", [1], prompt, expected_frames=expected, limit=limit, frame_rate=75)
+
+
+def test_a_piece_knows_where_its_text_begins() -> None:
+    prompt = Prompt("", torch.zeros(8, 9, dtype=torch.int64), [5, 6, 7], 1.0, [4, 5, 0])
+    cloned = make_piece("Hi.", [5, 6, 7, 0, 1], prompt, expected_frames=9, limit=99, frame_rate=75)
+    continued = make_piece("", [5, 6, 7], prompt, expected_frames=9, limit=99, frame_rate=75, keep_prompt=True)
+    assert (cloned.text_start, continued.text_start) == (4, 2)
 
 
 def test_the_bounds_of_the_length_follow_the_text() -> None:

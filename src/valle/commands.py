@@ -67,8 +67,10 @@ class Say:
     """The same for codebooks 2 to 8."""
     guidance: Number = None
     """Above 1 the text pulls harder, for models that have learnt to go without; 1 is off."""
+    voice_guidance: Number = None
+    """Above 1 the voice of the recording pulls harder; 1 is off."""
     nar_guidance: Number = None
-    """The same for the voice in codebooks 2 to 8."""
+    """The same for codebooks 2 to 8, for models that have learnt to go without."""
     top_p: Number = None
     """Draw only from the likeliest codes that together have this probability."""
     top_k: Count = None
@@ -116,6 +118,7 @@ class Say:
                 temperature=self.temperature,
                 nar_temperature=self.nar_temperature,
                 guidance=self.guidance,
+                voice_guidance=self.voice_guidance,
                 nar_guidance=self.nar_guidance,
                 top_p=self.top_p,
                 top_k=self.top_k,

@@ -28,6 +28,8 @@ class SpeakOptions:
     """Break loops by VALL-E 2's repetition-aware sampling. None: the model's choice."""
     guidance: float | None = None
     """How far the text pulls, 1 being off; for models that have learnt to go without. None: the model's choice."""
+    voice_guidance: float | None = None
+    """How far the prompt's voice pulls codebook 1, likewise."""
     nar_guidance: float | None = None
     """How far the prompt's voice pulls codebooks 2 to 8, likewise."""
     num_candidates: int | None = None
@@ -50,7 +52,7 @@ class SpeakOptions:
 
     def sampling(self, default: SamplingConfig) -> SamplingConfig:
         """What is given here, and the model's choice for the rest."""
-        names = ("temperature", "top_p", "top_k", "repetition_aware", "guidance")
+        names = ("temperature", "top_p", "top_k", "repetition_aware", "guidance", "voice_guidance")
         return replace(default, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 

@@ -85,6 +85,14 @@ class Piece:
         assert own is not None, "the prompt is not aligned"
         return own + [0] * (len(self.phonemes) - len(own))
 
+    @property
+    def text_start(self) -> int:
+        """Where in ``phonemes`` the text begins, or what the prompt has not said of its own transcript."""
+        if not self.keep_prompt:
+            return len(self.prompt.phonemes) + 1  # a word boundary
+        said = self.prompt.durations or []
+        return max((s + 1 for s, n in enumerate(said) if n), default=0)
+
 
 @dataclass(frozen=True)
 class Spoken:

@@ -147,8 +147,8 @@ class VALLE:
             continual: go on from the first 3 s of the recording with the rest of its transcript, then the text. The
                 wave begins with those 3 s, as the codec renders them.
             progress: is told how many pieces are done, and how many there are.
-            **options: fields of ``SpeakOptions``: seed, temperature, nar_temperature, guidance, nar_guidance, top_p,
-                top_k, repetition_aware, num_candidates, max_seconds, lang.
+            **options: fields of ``SpeakOptions``: seed, temperature, nar_temperature, guidance, voice_guidance,
+                nar_guidance, top_p, top_k, repetition_aware, num_candidates, max_seconds, lang.
 
         Returns:
             Audio with ``codes`` [8, T] and, in ``info``: model, voice, seed, pieces with their stop reasons, warnings.
@@ -360,6 +360,7 @@ class VALLE:
                 max_frames=torch.tensor([p.max_frames for p in some]),
                 sampling=sampling,
                 with_gains=by_gain,
+                text_starts=torch.tensor([p.text_start for p in some]),
                 # On the CPU whatever the device, so that a seed means the same there.
                 generators=[torch.Generator().manual_seed(seeds[i][c]) for i, c in batch],
             )

@@ -466,6 +466,68 @@ def test_guidance_is_the_text_taken_further():
         torch.testing.assert_close(alone.log_probs[0], said.log_probs[i], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_guidance_by_the_voice_is_the_prompt_taken_further(guidance):
+    """To the logits is added what reading the prompt changes; without it there are the text and the new codes alone."""
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2)
+    model, batch = make(config), make_batch()
+    starts = torch.tensor([1, 0, 2])
+    sampling = SamplingConfig(temperature=0, guidance=guidance, voice_guidance=3.0)
+    said = model.generate(*batch[:4], sampling=sampling, max_frames=8, text_starts=starts)
+    plain = model.generate(*batch[:4], sampling=dataclasses.replace(sampling, voice_guidance=1.0), max_frames=8)
+    assert any(not torch.equal(a, b) for a, b in zip(said.codes, plain.codes, strict=True))
+    silent = batch._replace(phonemes=torch.full_like(batch.phonemes, model.phoneme_eos_id))
+    for i in range(3):
+        codes = torch.zeros(1, 0, dtype=torch.int64)
+        for code in said.codes[i]:
+            told, untold = (
+                logits_of(
+                    model,
+                    row(b, i).phonemes,
+                    row(b, i).phoneme_lens,
+                    (both := torch.cat([row(b, i).codes, codes], dim=1)),
+                    torch.tensor([both.shape[1]]),
+                )[0, -1]
+                for b in (batch, silent)
+            )
+            text = row(batch, i).phonemes[:, int(starts[i]) :]
+            lens = [torch.tensor([x.shape[1]]) for x in (text, codes)]
+            alone = logits_of(model, text, lens[0], codes, lens[1])[0, -1]
+            assert int((untold + guidance * (told - untold) + 2.0 * (told - alone)).argmax()) == int(code)
+            codes = torch.cat([codes, code.view(1, 1)], dim=1)
+
+
+def test_guidance_by_the_voice_with_alignment():
+    """The reading without the prompt is at the same phoneme of the text."""
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, alignment=True, phoneme_kinds=(0,) * 11)
+    model = make(config)
+    phonemes = torch.tensor([[3, 5, 2, 7, 1, 9, 4]])
+    prompt, durations = torch.tensor([[4, 8, 15, 16]]), torch.tensor([[2, 2, 0, 0, 0, 0, 0]])
+    lens, prompt_lens, start = torch.tensor([7]), torch.tensor([4]), 2
+    sampling = SamplingConfig(temperature=0, voice_guidance=4.0)
+    said = model.generate(
+        phonemes, lens, prompt, prompt_lens, durations, sampling=sampling, max_frames=30,
+        text_starts=torch.tensor([start]),
+    )  # fmt: skip
+    assert said.index is not None
+    assert int(said.index[0].max()) > start
+    told, state = model.prefill(phonemes, lens, prompt, prompt_lens, durations, max_frames=30)
+    text, nothing = phonemes[:, start:], torch.zeros(1, 0, dtype=torch.int64)
+    alone, state_alone = model.prefill(
+        text, lens - start, nothing, torch.tensor([0]), torch.zeros_like(text), max_frames=30
+    )
+    ages = [0]
+    for before, now in zip(said.index[0].tolist(), said.index[0].tolist()[1:], strict=False):
+        ages.append(ages[-1] + 1 if now == before else 0)
+    for n, code in enumerate(said.codes[0]):
+        guided = (told + 3.0 * (told - alone))[0, : model.eos_id]
+        assert int(guided.argmax()) == int(code)
+        if n + 1 < len(said.codes[0]):
+            at, age = said.index[0][n + 1 : n + 2], torch.tensor([ages[n + 1]])
+            told = model.decode(code.view(1), state, at, age)
+            alone = model.decode(code.view(1), state_alone, at - start, age)
+
+
 def test_gains_are_what_the_text_added():
     config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2)
     model, batch = make(config), make_batch()

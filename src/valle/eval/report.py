@@ -78,6 +78,7 @@ def _speech(args: argparse.Namespace) -> Measured:
         "temperature": args.temperature,
         "nar_temperature": args.nar_temperature,
         "guidance": args.guidance,
+        "voice_guidance": args.voice_guidance,
         "nar_guidance": args.nar_guidance,
         "top_p": args.top_p,
         "top_k": args.top_k,
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--nar-temperature", type=float, help="of codebooks 2 to 8 (the model's choice)")
     speech.add_argument("--guidance", type=float, help="by the text, 1 is off (the model's choice)")
+    speech.add_argument("--voice-guidance", type=float, help="by the voice, for codebook 1 (the model's choice)")
     speech.add_argument("--nar-guidance", type=float, help="by the voice, for codebooks 2 to 8 (the model's choice)")
     speech.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")

@@ -290,6 +290,7 @@ class AR(nn.Module):
         min_frames: int | Tensor = 0,
         generators: Sequence[torch.Generator] | None = None,
         with_gains: bool = False,
+        text_starts: Tensor | None = None,
         on_frame: Callable[[int], None] | None = None,
     ) -> ARResult:
         """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far."""
@@ -301,7 +302,7 @@ class AR(nn.Module):
         steps = self.steps(
             phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations,
             sampling=sampling, max_frames=max_frames, min_frames=min_frames, generators=generators,
-            with_gains=with_gains,
+            with_gains=with_gains, text_starts=text_starts,
         )  # fmt: skip
         for n, step in enumerate(steps, start=1):
             for i, code in enumerate(step.codes):
@@ -342,6 +343,7 @@ class AR(nn.Module):
         min_frames: int | Tensor = 0,
         generators: Sequence[torch.Generator] | None = None,
         with_gains: bool = False,
+        text_starts: Tensor | None = None,
     ) -> Iterator[ARStep]:
         """Speak a batch frame by frame, until every row has drawn ``<eos>`` or reached its limit.
 
@@ -359,6 +361,7 @@ class AR(nn.Module):
             min_frames: ``<eos>`` is not drawn before so many new frames, for all rows or [B]; not with alignment.
             generators: one a row, fresh: a row then gives the same codes alone and in any batch. None: torch's own.
             with_gains: also tell how much likelier the phonemes made what was drawn; rows are then read twice too.
+            text_starts: [B] the first symbol of the text, behind the prompt's transcript, for guidance by the voice.
 
         Raises:
             ValleError: min_frames above max_frames, max_frames below 1, or guidance of a model without text_dropout.
@@ -378,31 +381,44 @@ class AR(nn.Module):
             assert prompt_durations is not None, "a model with alignment needs the durations of the prompt's phonemes"
             drawing = generators if sampling.temperature > 0 else None
             pointer = Pointer(phonemes, phoneme_lens, prompt_durations, self.kinds, drawing)
-        guidance = sampling.guidance
+        guidance, voice_guidance = sampling.guidance, sampling.voice_guidance
         self.check_guidance(guidance)
-        both = 2 if guidance != 1 or with_gains else 1
-        assert both == 1 or self.config.text_dropout > 0, "gains are of a model that can go without phonemes"
+        is_blind = [False]  # of each reading of the rows: with everything, without phonemes, without the prompt
+        if guidance != 1 or with_gains:
+            assert self.config.text_dropout > 0, "gains are of a model that can go without phonemes"
+            is_blind.append(True)
+        n_told = len(is_blind)  # readings with the prompt
+        inputs = [[x] * n_told for x in (phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations)]
+        skipped = torch.zeros_like(phoneme_lens)
+        if voice_guidance != 1:
+            assert text_starts is not None, "guidance by the voice needs to know where the text begins"
+            is_blind.append(False)
+            skipped = text_starts.to(device)
+            text = _without_first(phonemes, skipped)
+            no_frame = None if prompt_durations is None else torch.zeros_like(prompt_durations)
+            alone = (text, phoneme_lens - skipped, prompt, torch.zeros_like(prompt_lens), no_frame)
+            for all_readings, x in zip(inputs, alone, strict=True):
+                all_readings.append(x)
+        n_readings = len(is_blind)
         logits, state = self.prefill(
-            torch.cat([phonemes] * both),
-            torch.cat([phoneme_lens] * both),
-            torch.cat([prompt] * both),
-            torch.cat([prompt_lens] * both),
-            None if prompt_durations is None else torch.cat([prompt_durations] * both),
+            *(None if xs[0] is None else torch.cat(xs) for xs in inputs),  # type: ignore[arg-type]
             max_frames=max(most),
-            blind=None if both == 1 else torch.arange(2 * n_rows, device=device) >= n_rows,
-        )  # [both * B, codebook_size + 1]
+            blind=torch.tensor(is_blind, device=device).repeat_interleave(n_rows) if any(is_blind) else None,
+        )  # [n_readings * B, codebook_size + 1]
+        earlier = torch.cat([torch.zeros_like(skipped)] * n_told + [skipped] * (n_readings - n_told))
         recent = _last_codes(prompt, prompt_lens, sampling.ras_window) if sampling.repetition_aware else None
         earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
         for n in range(max(most)):
             log_probs = logits.log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
-            if both == 2:
-                told, blind = logits.chunk(2)  # [B, codebook_size + 1] each
-                logits = blind + guidance * (told - blind)
+            told, *others = logits.chunk(n_readings)  # [B, codebook_size + 1] each
+            logits = told if n_told == 1 else others[0] + guidance * (told - others[0])
+            if n_told < n_readings:
+                logits = logits + (voice_guidance - 1) * (told - others[-1])
             logits[:, self.eos_id].masked_fill_((n < earliest) | self.config.alignment, -torch.inf)
             tokens = sample(logits, sampling, generators, recent)  # [B]
-            log_probs = log_probs.gather(1, torch.cat([tokens] * both).unsqueeze(1)).squeeze(1)  # [both * B]
-            gains = (log_probs[:n_rows] - log_probs[n_rows:]).tolist() if both == 2 else None  # [B]
+            log_probs = log_probs.gather(1, tokens.repeat(n_readings).unsqueeze(1)).squeeze(1)  # [n_readings * B]
+            gains = (log_probs[:n_rows] - log_probs[n_rows : 2 * n_rows]).tolist() if n_told == 2 else None  # [B]
 
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
@@ -434,12 +450,12 @@ class AR(nn.Module):
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             # Rows that have ended are carried along; nobody reads them.
-            tokens = torch.cat([tokens] * both)
+            tokens = tokens.repeat(n_readings)
             if pointer is None:
                 logits = self.decode(tokens, state)
             else:
-                places = torch.tensor([pointer.index * both, pointer.age * both], device=device)  # [2, both * B]
-                logits = self.decode(tokens, state, places[0], places[1])
+                places = torch.tensor([pointer.index, pointer.age], device=device).repeat(1, n_readings)
+                logits = self.decode(tokens, state, places[0] - earlier, places[1])
 
     def prefill(
         self,
@@ -598,6 +614,12 @@ class AR(nn.Module):
     def _logits(self, h: Tensor) -> Tensor:
         """h [..., D] -> [..., codebook_size + 1]."""
         return F.linear(h, (self.output_emb or self.code_emb).weight)
+
+
+def _without_first(phonemes: Tensor, n: Tensor) -> Tensor:
+    """phonemes [B, S] without the first n [B] of each row, [B, S]; what stands at the end does not matter."""
+    place = torch.arange(phonemes.shape[1], device=phonemes.device) + n.unsqueeze(1)
+    return phonemes.gather(1, place.clamp(max=phonemes.shape[1] - 1))
 
 
 def _per_row(value: int | Tensor, n_rows: int) -> list[int]:

@@ -39,10 +39,17 @@ class SamplingConfig:
     """How far the text pulls: logits without it, plus so many times what it changes (classifier-free guidance,
     arXiv 2207.12598). 1: off; above, what is said is more surely the text, at twice the work. The AR's part
     (``ARConfig.text_dropout``): ``sample`` gets logits that are guided already."""
+    voice_guidance: float = 1.0
+    """Likewise how far the prompt's voice pulls: the text is read without the prompt, too, as if anyone could say it.
+    1: off; above, the voice is nearer to the prompt's and the words are a little less sure."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValleError(f"guidance is {self.guidance}; it must be 0 or more; 1 is off, 1.5 to 3 are usual")
+        if not (math.isfinite(self.voice_guidance) and self.voice_guidance >= 0):
+            raise ValleError(
+                f"voice_guidance is {self.voice_guidance}; it must be 0 or more; 1 is off, 2 to 2.5 are usual"
+            )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValleError(
                 f"temperature is {self.temperature}; it must be 0 (always the likeliest) or more; 1 is usual"

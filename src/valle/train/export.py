@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=1.0, help="likewise (1)")
     parser.add_argument("--nar-temperature", type=float, default=0.0, help="likewise, of codebooks 2 to 8 (0)")
     parser.add_argument("--guidance", type=float, default=1.0, help="likewise, of the AR by the text (1: off)")
+    parser.add_argument("--voice-guidance", type=float, default=1.0, help="likewise, of the AR by the voice (1: off)")
     parser.add_argument("--nar-guidance", type=float, default=1.0, help="likewise, of the NAR by the voice (1: off)")
     parser.add_argument(
         "--candidates", type=int, default=1, help="how often it speaks each piece, to keep the best (1)"
@@ -174,7 +175,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             version=args.version,
             dtype=args.dtype,
             aligner_folder=args.aligner,
-            sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p, guidance=args.guidance),
+            sampling=SamplingConfig(
+                temperature=args.temperature,
+                top_p=args.top_p,
+                guidance=args.guidance,
+                voice_guidance=args.voice_guidance,
+            ),
             nar_temperature=args.nar_temperature,
             nar_guidance=args.nar_guidance,
             num_candidates=args.candidates,
