@@ -23,6 +23,7 @@ from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.files import write_atomic
 from valle.model.ar import AR
+from valle.model.halving import halve
 from valle.model.nar import NAR
 from valle.model.sampling import SamplingConfig
 from valle.text import PhonemeInventory
@@ -173,6 +174,8 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto") -> Pr
     inventory = PhonemeInventory.load(path / PHONEMES_FILE)
     codec = load_codec(path / "codec", where)
     ar, nar = _load(path / "ar", AR, where), _load(path / "nar", NAR, where)
+    if where.type == "cpu":
+        halve(ar)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     if pretrained.needs_aligner and (path / ALIGNER).is_dir():
         from valle.asr.aligner import Aligner

@@ -339,15 +339,14 @@ class VALLE:
         # What the text adds to their probability tells candidates apart better than what the aligner hears, and needs
         # no sound.
         by_gain = n_candidates > 1 and self.model.ar.config.text_dropout > 0
-        rows = [(i, c) for i in range(len(pieces)) for c in range(n_candidates)]
-        rows.sort(key=lambda row: pieces[row[0]].max_frames)  # rows of a batch last about as long
         codes_1: dict[tuple[int, int], Tensor] = {}
         index: dict[tuple[int, int], Tensor] = {}
         stops: dict[tuple[int, int], str] = {}
         scores: dict[tuple[int, int], float] = {}
-        for start in range(0, len(rows), BATCH_ROWS):
-            batch = rows[start : start + BATCH_ROWS]
-            some = [pieces[i] for i, _ in batch]
+        n_done = 0
+        for batch, candidates in _batches([p.max_frames for p in pieces], n_candidates):
+            some = [pieces[i] for i in batch]
+            rows = [(i, c) for i in batch for c in candidates]
             phonemes, phoneme_lens = self._pad([torch.tensor(p.phonemes) for p in some])  # [B, S], [B]
             prompt, prompt_lens = self._pad([p.prompt.codes[0] for p in some])  # [B, T'], [B]
             result = self.model.ar.generate(
@@ -361,21 +360,23 @@ class VALLE:
                 sampling=sampling,
                 with_gains=by_gain,
                 text_starts=torch.tensor([p.text_start for p in some]),
+                candidates=len(candidates),
                 # On the CPU whatever the device, so that a seed means the same there.
-                generators=[torch.Generator().manual_seed(seeds[i][c]) for i, c in batch],
+                generators=[torch.Generator().manual_seed(seeds[i][c]) for i, c in rows],
             )
-            for n, row in enumerate(batch):
+            for n, row in enumerate(rows):
                 codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]
                 if result.index is not None:
                     index[row] = result.index[n]
                 quality = result.log_probs if result.gains is None else result.gains
-                scores[row] = score(some[n], len(codes_1[row]), stops[row], float(quality[n]))
+                scores[row] = score(pieces[row[0]], len(codes_1[row]), stops[row], float(quality[n]))
+            n_done += len(rows)
             if progress is not None:
-                progress(min(start + BATCH_ROWS, len(rows)) // n_candidates, len(pieces))
+                progress(n_done // n_candidates, len(pieces))
         codes: dict[tuple[int, int], Tensor] = {}
         if n_candidates > 1 and self.model.needs_aligner and not by_gain:
-            codes = self._complete(pieces, rows, codes_1, index, seeds, options)
-            for row in rows:
+            codes = self._complete(pieces, list(codes_1), codes_1, index, seeds, options)
+            for row in codes_1:
                 if (fit := self._fit_of_speech(pieces[row[0]], codes[row])) is not None:
                     scores[row] = score(pieces[row[0]], len(codes_1[row]), stops[row], fit)
         best = [max(range(n_candidates), key=lambda c: scores[i, c]) for i in range(len(pieces))]
@@ -579,6 +580,16 @@ class VALLE:
             "pieces": told,
             "warnings": warnings,
         }
+
+
+def _batches(max_frames: list[int], n_candidates: int) -> Iterator[tuple[list[int], range]]:
+    """Which pieces are spoken together, and which of their candidates: those that last about as long."""
+    order = sorted(range(len(max_frames)), key=lambda i: max_frames[i])
+    together = min(n_candidates, BATCH_ROWS)
+    n_pieces = BATCH_ROWS // together
+    for start in range(0, len(order), n_pieces):
+        for first in range(0, n_candidates, together):
+            yield order[start : start + n_pieces], range(first, min(first + together, n_candidates))
 
 
 def _draw_seed(seed: int | None) -> int:

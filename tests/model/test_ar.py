@@ -12,6 +12,7 @@ from torch import Tensor
 
 from valle.errors import ValleError
 from valle.model.ar import AR, ARBatch, ARConfig
+from valle.model.halving import halve
 from valle.model.sampling import SamplingConfig
 from valle.model.transformer import TransformerConfig, sinusoids
 
@@ -302,6 +303,51 @@ def test_a_batch_equals_one_by_one(config, sampling):
         torch.testing.assert_close(alone.log_probs[0], together.log_probs[i], atol=1e-5, rtol=0)
 
 
+ALIGNED = ARConfig(
+    n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2, local_layers=2, alignment=True,
+    phoneme_kinds=(0,) * 11,
+)  # fmt: skip
+POST = dataclasses.replace(TINY, norm="post", activation="relu")
+
+
+@pytest.mark.parametrize(
+    "config", [*VARIANTS, ARConfig(n_phonemes=11, codebook_size=24, transformer=POST, text_dropout=0.2), ALIGNED]
+)
+def test_candidates_are_rows_that_begin_alike(config):
+    """Candidates together, which keep their beginning once, say what each says as a row of its own; halved too."""
+    model, batch = make(config), make_batch(padding=-1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.half())
+    durations = torch.tensor([[1, 2, 2, 0, 0, 0], [0] * 6, [3, 3, 3, 0, 0, 0]])
+    guided = config.text_dropout > 0
+    options = {"sampling": SamplingConfig(guidance=2.0 if guided else 1.0, repetition_aware=True), "with_gains": guided}
+    limits = torch.tensor([30, 12, 20])
+    for _ in range(2):
+        together = model.generate(
+            *batch[:4], durations, **options, max_frames=limits, candidates=2, generators=generators(*range(6))
+        )
+        for n in range(6):
+            i = n // 2
+            lens = int(batch.phoneme_lens[i])
+            alone = model.generate(
+                *row(batch, i)[:4],
+                durations[i : i + 1, :lens],
+                **options,
+                max_frames=int(limits[i]),
+                generators=generators(n),
+            )
+            assert torch.equal(alone.codes[0], together.codes[n])
+            assert alone.stop_reasons[0] == together.stop_reasons[n]
+            torch.testing.assert_close(alone.log_probs[0], together.log_probs[n], atol=1e-5, rtol=0)
+        assert not torch.equal(together.codes[0], together.codes[1])
+        pair = model.generate(
+            *row(batch, 0)[:4], durations[:1], **options, max_frames=30, candidates=2, generators=generators(0, 1)
+        )
+        assert all(torch.equal(pair.codes[c], together.codes[c]) for c in range(2))
+        halve(model)
+
+
 def test_one_seed_one_utterance():
     model, alone = make(), row(make_batch(), 0)
     said = [
@@ -497,6 +543,7 @@ def test_guidance_by_the_voice_is_the_prompt_taken_further(guidance):
             codes = torch.cat([codes, code.view(1, 1)], dim=1)
 
 
+@torch.no_grad()
 def test_guidance_by_the_voice_with_alignment():
     """The reading without the prompt is at the same phoneme of the text."""
     config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, alignment=True, phoneme_kinds=(0,) * 11)

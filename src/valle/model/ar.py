@@ -38,6 +38,7 @@ from valle.model.alignment import (
     move_targets,
     next_symbols,
 )
+from valle.model.decoder import Decoder
 from valle.model.frame_layers import CausalContext
 from valle.model.sampling import SamplingConfig, sample
 from valle.model.transformer import (
@@ -152,10 +153,9 @@ class ARResult(NamedTuple):
 class ARState:
     """What generation carries from frame to frame."""
 
-    cache: KVCache
+    decoder: Decoder
     positions: Tensor  # [B] the position of the next code
     max_position: int  # no position reaches this
-    mask: Tensor | None  # [B, 1, 1, cache.max_len] bool, columns that hold something; None when all do
     context: Tensor | None = None  # [B, S + 1, D] with alignment, the vectors of the phonemes
     moves: Tensor | None = None  # [B, 3] float32, with alignment, logits of where the frame after the next belongs
     pasts: list[Tensor] | None = None  # with convolutions, what each has read last
@@ -291,18 +291,20 @@ class AR(nn.Module):
         generators: Sequence[torch.Generator] | None = None,
         with_gains: bool = False,
         text_starts: Tensor | None = None,
+        candidates: int = 1,
         on_frame: Callable[[int], None] | None = None,
     ) -> ARResult:
         """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far."""
-        codes: list[list[int]] = [[] for _ in phonemes]
-        index: list[list[int]] = [[] for _ in phonemes]
-        log_probs = [0.0 for _ in phonemes]
-        gains = [0.0 for _ in phonemes]
+        n_rows = len(phonemes) * candidates
+        codes: list[list[int]] = [[] for _ in range(n_rows)]
+        index: list[list[int]] = [[] for _ in range(n_rows)]
+        log_probs = [0.0] * n_rows
+        gains = [0.0] * n_rows
         reasons: list[StopReason | None] = []
         steps = self.steps(
             phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations,
             sampling=sampling, max_frames=max_frames, min_frames=min_frames, generators=generators,
-            with_gains=with_gains, text_starts=text_starts,
+            with_gains=with_gains, text_starts=text_starts, candidates=candidates,
         )  # fmt: skip
         for n, step in enumerate(steps, start=1):
             for i, code in enumerate(step.codes):
@@ -344,6 +346,7 @@ class AR(nn.Module):
         generators: Sequence[torch.Generator] | None = None,
         with_gains: bool = False,
         text_starts: Tensor | None = None,
+        candidates: int = 1,
     ) -> Iterator[ARStep]:
         """Speak a batch frame by frame, until every row has drawn ``<eos>`` or reached its limit.
 
@@ -362,14 +365,16 @@ class AR(nn.Module):
             generators: one a row, fresh: a row then gives the same codes alone and in any batch. None: torch's own.
             with_gains: also tell how much likelier the phonemes made what was drawn; rows are then read twice too.
             text_starts: [B] the first symbol of the text, behind the prompt's transcript, for guidance by the voice.
+            candidates: how often each row is spoken, for less than so many rows cost: what is spoken has B * candidates
+                rows, those of a row one after the other, and as many generators.
 
         Raises:
             ValleError: min_frames above max_frames, max_frames below 1, or guidance of a model without text_dropout.
         """
         assert not self.training, "call eval() before generating: dropout is on"
-        n_rows, device = len(phonemes), phonemes.device
-        most = _per_row(max_frames, n_rows)
-        least = _per_row(0 if self.config.alignment else min_frames, n_rows)
+        n_rows, device = len(phonemes) * candidates, phonemes.device
+        most = _per_row(max_frames, len(phonemes), candidates)
+        least = _per_row(0 if self.config.alignment else min_frames, len(phonemes), candidates)
         for low, high in zip(least, most, strict=True):
             if high < max(low, 1):
                 raise ValleError(f"max_frames is {high}; it must be at least 1, and not below min_frames, {low}")
@@ -380,45 +385,32 @@ class AR(nn.Module):
         if self.config.alignment:
             assert prompt_durations is not None, "a model with alignment needs the durations of the prompt's phonemes"
             drawing = generators if sampling.temperature > 0 else None
-            pointer = Pointer(phonemes, phoneme_lens, prompt_durations, self.kinds, drawing)
-        guidance, voice_guidance = sampling.guidance, sampling.voice_guidance
-        self.check_guidance(guidance)
-        is_blind = [False]  # of each reading of the rows: with everything, without phonemes, without the prompt
-        if guidance != 1 or with_gains:
-            assert self.config.text_dropout > 0, "gains are of a model that can go without phonemes"
-            is_blind.append(True)
-        n_told = len(is_blind)  # readings with the prompt
-        inputs = [[x] * n_told for x in (phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations)]
-        skipped = torch.zeros_like(phoneme_lens)
-        if voice_guidance != 1:
-            assert text_starts is not None, "guidance by the voice needs to know where the text begins"
-            is_blind.append(False)
-            skipped = text_starts.to(device)
-            text = _without_first(phonemes, skipped)
-            no_frame = None if prompt_durations is None else torch.zeros_like(prompt_durations)
-            alone = (text, phoneme_lens - skipped, prompt, torch.zeros_like(prompt_lens), no_frame)
-            for all_readings, x in zip(inputs, alone, strict=True):
-                all_readings.append(x)
-        n_readings = len(is_blind)
+            known = [_repeat(x, candidates) for x in (phonemes, phoneme_lens, prompt_durations)]
+            pointer = Pointer(known[0], known[1], known[2], self.kinds, drawing)
+        self.check_guidance(sampling.guidance)
+        is_blind = sampling.guidance != 1 or with_gains
+        assert not is_blind or self.config.text_dropout > 0, "gains are of a model that can go without phonemes"
+        assert sampling.voice_guidance == 1 or text_starts is not None, "guidance by the voice needs text_starts"
+        readings = _Readings(
+            phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations, is_blind,
+            text_starts if sampling.voice_guidance != 1 else None,
+        )  # fmt: skip
         logits, state = self.prefill(
-            *(None if xs[0] is None else torch.cat(xs) for xs in inputs),  # type: ignore[arg-type]
-            max_frames=max(most),
-            blind=torch.tensor(is_blind, device=device).repeat_interleave(n_rows) if any(is_blind) else None,
-        )  # [n_readings * B, codebook_size + 1]
-        earlier = torch.cat([torch.zeros_like(skipped)] * n_told + [skipped] * (n_readings - n_told))
-        recent = _last_codes(prompt, prompt_lens, sampling.ras_window) if sampling.repetition_aware else None
+            *readings.inputs, max_frames=max(most), blind=readings.blind, candidates=candidates
+        )  # [R * B, codebook_size + 1]
+        earlier = _repeat(readings.begins, candidates)  # [R * B]
+        recent = None
+        if sampling.repetition_aware:
+            recent = _repeat(_last_codes(prompt, prompt_lens, sampling.ras_window), candidates)
         earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
         for n in range(max(most)):
             log_probs = logits.log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
-            told, *others = logits.chunk(n_readings)  # [B, codebook_size + 1] each
-            logits = told if n_told == 1 else others[0] + guidance * (told - others[0])
-            if n_told < n_readings:
-                logits = logits + (voice_guidance - 1) * (told - others[-1])
+            logits = readings.guided(logits, sampling)  # [B, codebook_size + 1]
             logits[:, self.eos_id].masked_fill_((n < earliest) | self.config.alignment, -torch.inf)
             tokens = sample(logits, sampling, generators, recent)  # [B]
-            log_probs = log_probs.gather(1, tokens.repeat(n_readings).unsqueeze(1)).squeeze(1)  # [n_readings * B]
-            gains = (log_probs[:n_rows] - log_probs[n_rows : 2 * n_rows]).tolist() if n_told == 2 else None  # [B]
+            log_probs = log_probs.gather(1, tokens.repeat(readings.n).unsqueeze(1)).squeeze(1)  # [R * B]
+            gains = (log_probs[:n_rows] - log_probs[n_rows : 2 * n_rows]).tolist() if is_blind else None  # [B]
 
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
@@ -450,11 +442,11 @@ class AR(nn.Module):
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             # Rows that have ended are carried along; nobody reads them.
-            tokens = tokens.repeat(n_readings)
+            tokens = tokens.repeat(readings.n)
             if pointer is None:
                 logits = self.decode(tokens, state)
             else:
-                places = torch.tensor([pointer.index, pointer.age], device=device).repeat(1, n_readings)
+                places = torch.tensor([pointer.index, pointer.age], device=device).repeat(1, readings.n)
                 logits = self.decode(tokens, state, places[0] - earlier, places[1])
 
     def prefill(
@@ -467,11 +459,13 @@ class AR(nn.Module):
         *,
         max_frames: int,
         blind: Tensor | None = None,
+        candidates: int = 1,
     ) -> tuple[Tensor, ARState]:
         """Read phonemes and prompt, with arguments as for ``steps``; where ``blind`` [B] bool, the prompt alone.
 
         Returns:
-            logits [B, codebook_size + 1] float32 of the first new code, and the state for up to ``max_frames`` of them.
+            logits [B * candidates, codebook_size + 1] float32 of the first new code, and the state for up to
+            ``max_frames`` of them.
         """
         x, text_lens = self._embed(phonemes, phoneme_lens, prompt, prompt_lens, blind)  # [B, S + 1 + T', D]
         context = None
@@ -490,14 +484,18 @@ class AR(nn.Module):
         if local is not None:
             local = local[torch.arange(len(x), device=x.device), prompt_lens]  # [B, D] at the place of the first code
         x = x[:, :longest]
-        cache = KVCache(self.config.transformer, len(x), longest + max_frames, like=x)
+        cache = KVCache(self.config.transformer, len(x), longest, like=x)
         h = self._transform(x, text_lens, cache)  # [B, longest, D]
-        mask = None
-        if bool((lens < longest).any()):
-            column = torch.arange(cache.max_len, device=x.device)
-            mask = ((column < lens.unsqueeze(1)) | (column >= longest)).view(len(x), 1, 1, -1)  # [B, 1, 1, max_len]
-        state = ARState(cache, prompt_lens, prompt.shape[1] + max_frames, mask, context, pasts=pasts, blind=blind)
-        return self._foretell(h[torch.arange(len(x), device=x.device), lens - 1], local, state), state
+        h = h[torch.arange(len(x), device=x.device), lens - 1]  # [B, D]
+        mask = padding_mask(lens, longest) if bool((lens < longest).any()) else None  # [B, longest]
+        positions = prompt_lens
+        decoder = Decoder(self.transformer, cache, max_frames, candidates, mask)
+        if candidates > 1:
+            h, positions = _repeat(h, candidates), _repeat(positions, candidates)
+            local, context, blind = (None if x is None else _repeat(x, candidates) for x in (local, context, blind))
+            pasts = None if pasts is None else [_repeat(past, candidates) for past in pasts]
+        state = ARState(decoder, positions, prompt.shape[1] + max_frames, context, pasts=pasts, blind=blind)
+        return self._foretell(h, local, state), state
 
     def decode(self, codes: Tensor, state: ARState, index: Tensor | None = None, age: Tensor | None = None) -> Tensor:
         """Read one more code of each row and advance ``state``.
@@ -521,10 +519,8 @@ class AR(nn.Module):
         if state.pasts is not None:
             local = self.local.step(x, state.pasts)  # [B, D]
             x = x + local * self.local.scale
-        mask = None if state.mask is None else state.mask[..., : state.cache.length + 1]
-        h = self.transformer(x.unsqueeze(1), mask=mask, cache=state.cache)  # [B, 1, D]
         state.positions = state.positions + 1
-        return self._foretell(h.squeeze(1), local, state)
+        return self._foretell(state.decoder.step(x), local, state)
 
     def _foretell(self, h: Tensor, local: Tensor | None, state: ARState) -> Tensor:
         """h [B, D] -> logits [B, codebook_size + 1] float32 of the next code; those of the moves go into ``state``.
@@ -613,18 +609,63 @@ class AR(nn.Module):
 
     def _logits(self, h: Tensor) -> Tensor:
         """h [..., D] -> [..., codebook_size + 1]."""
-        return F.linear(h, (self.output_emb or self.code_emb).weight)
+        return (self.output_emb or self.code_emb).scores(h)
 
 
-def _without_first(phonemes: Tensor, n: Tensor) -> Tensor:
-    """phonemes [B, S] without the first n [B] of each row, [B, S]; what stands at the end does not matter."""
-    place = torch.arange(phonemes.shape[1], device=phonemes.device) + n.unsqueeze(1)
-    return phonemes.gather(1, place.clamp(max=phonemes.shape[1] - 1))
+class _Readings:
+    """The R ways in which rows are read for guidance: told everything; then without phonemes, without the prompt."""
+
+    def __init__(
+        self,
+        phonemes: Tensor,
+        phoneme_lens: Tensor,
+        prompt: Tensor,
+        prompt_lens: Tensor,
+        durations: Tensor | None,
+        has_blind: bool,
+        text_starts: Tensor | None,
+    ) -> None:
+        """The inputs of ``AR.prefill``; with ``text_starts`` [B] rows are also read from there on, without a prompt."""
+        ways: list[tuple[Tensor | None, ...]] = [(phonemes, phoneme_lens, prompt, prompt_lens, durations)]
+        nowhere = torch.zeros_like(phoneme_lens)
+        begins, is_blind = [nowhere], [False]
+        if has_blind:
+            ways.append(ways[0])
+            begins.append(nowhere)
+            is_blind.append(True)
+        if text_starts is not None:
+            start = text_starts.to(phonemes.device)
+            place = torch.arange(phonemes.shape[1], device=start.device) + start.unsqueeze(1)  # [B, S]
+            text = phonemes.gather(1, place.clamp(max=phonemes.shape[1] - 1))
+            no_frame = None if durations is None else torch.zeros_like(durations)
+            ways.append((text, phoneme_lens - start, prompt, torch.zeros_like(prompt_lens), no_frame))
+            begins.append(start)
+            is_blind.append(False)
+        self.n = len(ways)
+        self.has_blind, self.has_alone = has_blind, text_starts is not None
+        self.inputs: list[Any] = [None if xs[0] is None else torch.cat(xs) for xs in zip(*ways, strict=True)]
+        """Those of all ways, one below the other: [R * B, ...]."""
+        self.begins = torch.cat(begins)
+        """[R * B] the symbol that a row begins with."""
+        blind = torch.tensor(is_blind, device=phonemes.device)
+        self.blind = blind.repeat_interleave(len(phonemes)) if has_blind else None
+        """[R * B] bool, rows that are not told their phonemes."""
+
+    def guided(self, logits: Tensor, sampling: SamplingConfig) -> Tensor:
+        """Logits [R * B, n] of all ways -> [B, n], told and taken further away from the others."""
+        told, *others = logits.chunk(self.n)
+        logits = others[0] + sampling.guidance * (told - others[0]) if self.has_blind else told
+        return logits + (sampling.voice_guidance - 1) * (told - others[-1]) if self.has_alone else logits
 
 
-def _per_row(value: int | Tensor, n_rows: int) -> list[int]:
+def _repeat(x: Tensor, n: int) -> Tensor:
+    """Each row n times: x [B, ...] -> [B * n, ...]."""
+    return x.repeat_interleave(n, dim=0)
+
+
+def _per_row(value: int | Tensor, n_rows: int, candidates: int) -> list[int]:
     values: list[int] = [value] * n_rows if isinstance(value, int) else value.tolist()
-    return values
+    return [value for value in values for _ in range(candidates)]
 
 
 def _last_codes(prompt: Tensor, prompt_lens: Tensor, n: int) -> Tensor:

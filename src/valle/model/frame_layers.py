@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from valle.model.halving import FrameConv, Linear
+
 
 class _Convolutions(nn.Module):
     """What both have: a norm, ``n_layers`` convolutions over 7 frames, and a way out beside the transformer."""
@@ -17,8 +19,8 @@ class _Convolutions(nn.Module):
         super().__init__()
         self.scale = dim**-0.5  # what it says is as large as the transformer's output, embeddings are small beside it
         self.norm = nn.LayerNorm(dim)
-        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, self.kernel_size, padding=padding) for _ in range(n_layers))
-        self.out = nn.Linear(dim, dim)
+        self.convs = nn.ModuleList(FrameConv(dim, dim, self.kernel_size, padding=padding) for _ in range(n_layers))
+        self.out = Linear(dim, dim)
         for layer in (*self.convs, self.out):
             assert isinstance(layer, nn.Conv1d | nn.Linear)
             assert layer.bias is not None
@@ -56,7 +58,7 @@ class CausalContext(_Convolutions):
             lens: [B] frames of each row, after which ``step`` shall go on; all of them when None.
 
         Returns:
-            [B, T, D], and for ``step`` the last ``kernel_size`` - 1 inputs of each convolution, as many [B, 6, D].
+            [B, T, D], and for ``step`` the last ``kernel_size`` - 1 inputs of each convolution, as many [B, D, 6].
         """
         before = self.kernel_size - 1
         lens = torch.full((len(x),), x.shape[1], device=x.device) if lens is None else lens
@@ -65,7 +67,7 @@ class CausalContext(_Convolutions):
         pasts = []
         for conv in self.convs:
             padded = F.pad(x, (0, 0, before, 0))  # [B, before + T, D]
-            pasts.append(padded.gather(1, columns.expand(-1, -1, x.shape[2])))
+            pasts.append(padded.gather(1, columns.expand(-1, -1, x.shape[2])).transpose(1, 2))
             x = x + F.gelu(conv(padded.transpose(1, 2))).transpose(1, 2)
         return x, pasts
 
@@ -73,9 +75,10 @@ class CausalContext(_Convolutions):
         """One more frame: x [B, D] -> [B, D]; ``pasts`` move on."""
         x = self.norm(x)
         for i, conv in enumerate(self.convs):
-            window = torch.cat([pasts[i], x.unsqueeze(1)], dim=1)  # [B, kernel_size, D]
-            pasts[i] = window[:, 1:]
-            x = x + F.gelu(conv(window.transpose(1, 2))).squeeze(2)
+            assert isinstance(conv, FrameConv)
+            window = torch.cat([pasts[i], x.unsqueeze(2)], dim=2)  # [B, D, kernel_size]
+            pasts[i] = window[:, :, 1:]
+            x = x + F.gelu(conv.multiplier()(window.flatten(1)))
         return x
 
 

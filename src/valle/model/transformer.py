@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.errors import ValleError
+from valle.model.halving import Halvable, Linear
 
 IGNORE_INDEX = -100
 """The target of a place that is not in the loss. Neither a token nor padding: no input holds it."""
@@ -128,8 +129,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_heads = config.n_heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.out = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool, cache: KVCache | None) -> Tensor:
         batch_size, length, dim = x.shape
@@ -148,8 +149,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = F.gelu if config.activation == "gelu" else F.relu
-        self.up = nn.Linear(config.dim, config.ff_dim)
-        self.out = nn.Linear(config.ff_dim, config.dim)
+        self.up = Linear(config.dim, config.ff_dim)
+        self.out = Linear(config.ff_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.up(x))  # [B, L, ff_dim]
@@ -232,11 +233,15 @@ class Transformer(nn.Module):
         return x if self.norm is None else self.norm(x, condition)
 
 
-class Embedding(nn.Embedding):
+class Embedding(Halvable, nn.Embedding):
     """A table of vectors [n, D], N(0, 1/D) at the start."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The table as an output layer: x [..., D] -> [..., n]."""
+        return self.multiplier()(x)
 
 
 def code_vectors(codebooks: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,108 @@
+"""A causal transformer that goes on column by column, in as few calls as can be.
+
+What ``Transformer.forward`` does over a KV cache, for one column a row. At this size the calls themselves take a good
+part of the time, so that modules are taken apart once and nothing is looked up later.
+
+Rows may begin alike: C rows then go on from each row that was read. What they have in common is kept once and read once
+for all of them, which is most of what attention reads. Inside, their rows stand side by side, [B, H, C, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from valle.model.transformer import Block, KVCache, Transformer
+
+_Function = Callable[[Tensor], Tensor]
+
+
+class Decoder:
+    """Goes on from a cache that a transformer has filled, by up to ``max_len`` columns."""
+
+    def __init__(
+        self, transformer: Transformer, cache: KVCache, max_len: int, n_copies: int = 1, mask: Tensor | None = None
+    ) -> None:
+        """
+        Args:
+            transformer: not an adaptive one, and in evaluation mode.
+            cache: of B rows.
+            max_len: most columns to come.
+            n_copies: C, how many rows go on from each.
+            mask: [B, cache.length] bool, which columns of the cache hold something; None: all do.
+        """
+        blocks = [block for block in transformer.blocks if isinstance(block, Block)]
+        hidden = None
+        if mask is not None:  # [B, 1, 1, n], to be added to scores
+            hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)[:, None, None]
+        self._layers = [_Layer(block, cache, max_len, n_copies, hidden) for block in blocks]
+        self._norm = None if transformer.norm is None else _norm(transformer.norm)
+        self._max_len = max_len
+        self.length = 0
+        """Columns that came after those of the cache."""
+
+    def step(self, x: Tensor) -> Tensor:
+        """One more column of each row: x [B * C, D] -> [B * C, D]."""
+        assert self.length < self._max_len, f"there is room for {self._max_len} more columns and no further one"
+        for layer in self._layers:
+            x = layer.step(x, self.length)
+        self.length += 1
+        return x if self._norm is None else self._norm(x)
+
+
+class _Layer:
+    """A block of the transformer, with the keys and values that it has seen."""
+
+    def __init__(self, block: Block, cache: KVCache, max_len: int, n_copies: int, hidden: Tensor | None) -> None:
+        """``hidden`` [B, 1, 1, cache.length] is added to the scores of the cache's columns."""
+        attention, ff = block.attention, block.ff
+        self.norm_first = block.norm_first
+        self.attention_norm, self.ff_norm = _norm(block.attention_norm), _norm(block.ff_norm)
+        self.qkv, self.out = attention.qkv.multiplier(), attention.out.multiplier()
+        self.up, self.activation, self.down = ff.up.multiplier(), ff.activation, ff.out.multiplier()
+        n = cache.length
+        first_keys, first_values = (x[attention.layer][:, :, :n] for x in (cache.keys, cache.values))  # [B, H, n, d]
+        n_rows, n_heads, _, d = first_keys.shape
+        self.shape = (n_rows, n_copies, 3, n_heads, d)
+        self.scale = d**-0.5
+        self.n_shared = n
+        self.shared_keys = first_keys.flatten(0, 1).transpose(1, 2)  # [B * H, d, n]
+        self.shared_values = first_values.flatten(0, 1)  # [B * H, n, d]
+        self.hidden = None if hidden is None else hidden.expand(-1, n_heads, n_copies, -1).flatten(0, 1)
+        self.own = first_keys.new_empty(2, n_rows, n_heads, n_copies, max_len, d)  # keys and values
+        self.own_keys, self.own_values = self.own.flatten(1, 3).unbind(0)  # [B * H * C, max_len, d] each
+
+    def step(self, x: Tensor, n: int) -> Tensor:
+        """x [B * C, D] -> [B * C, D]; n columns came before it, besides the cache's."""
+        if self.norm_first:
+            x = x + self.attend(self.attention_norm(x), n)
+            return x + self.down(self.activation(self.up(self.ff_norm(x))))
+        x = self.attention_norm(x + self.attend(x, n))
+        return self.ff_norm(x + self.down(self.activation(self.up(x))))
+
+    def attend(self, x: Tensor, n: int) -> Tensor:
+        """x [B * C, D] -> [B * C, D]."""
+        qkv = self.qkv(x).view(self.shape).permute(2, 0, 3, 1, 4)  # [3, B, H, C, d]
+        self.own[:, :, :, :, n] = qkv[1:]
+        keys, values = self.own_keys[:, : n + 1], self.own_values[:, : n + 1]  # [B * H * C, n + 1, d] each
+        q = (qkv[0] * self.scale).flatten(0, 1)  # [B * H, C, d]
+        each = q.reshape(-1, 1, q.shape[2])  # [B * H * C, 1, d]
+        if self.hidden is None:
+            shared = torch.bmm(q, self.shared_keys)  # [B * H, C, n_shared]
+        else:
+            shared = torch.baddbmm(self.hidden, q, self.shared_keys)
+        own = torch.bmm(each, keys.transpose(1, 2)).view(*q.shape[:2], n + 1)  # [B * H, C, n + 1]
+        weights = torch.cat([shared, own], dim=2).softmax(dim=2)
+        found = torch.bmm(weights[..., : self.n_shared], self.shared_values).view_as(each)  # [B * H * C, 1, d]
+        found = torch.baddbmm(found, weights[..., self.n_shared :].reshape(-1, 1, n + 1), values)
+        n_rows, n_copies, _, n_heads, d = self.shape
+        found = found.view(n_rows, n_heads, n_copies, d).transpose(1, 2)  # [B, C, H, d]
+        return self.out(found.reshape(n_rows * n_copies, n_heads * d))
+
+
+def _norm(norm: nn.Module) -> _Function:
+    assert isinstance(norm, nn.LayerNorm), "an adaptive transformer does not go column by column"
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
