@@ -68,7 +68,7 @@ class Say:
     guidance: Number = None
     """Above 1 the text pulls harder, for models that have learnt to go without; 1 is off."""
     voice_guidance: Number = None
-    """Above 1 the voice of the recording pulls harder; 1 is off."""
+    """The same for the recording's voice, in codebook 1; no gain has been measured."""
     nar_guidance: Number = None
     """The same for codebooks 2 to 8, for models that have learnt to go without."""
     top_p: Number = None

@@ -53,6 +53,11 @@ class Prompt:
         low, high = _FRAMES_PER_PHONEME
         return min(max(self.n_frames / len(self.phonemes), low), high)
 
+    @property
+    def n_said(self) -> int:
+        """How many of the phonemes are over with its frames; 0 when it is not aligned."""
+        return max((s + 1 for s, n in enumerate(self.durations or []) if n), default=0)
+
     def head(self, n_frames: int) -> Prompt:
         """The first frames of the recording with all of its transcript: what continual mode starts from."""
         codes = self.codes[:, :n_frames]
@@ -88,10 +93,7 @@ class Piece:
     @property
     def text_start(self) -> int:
         """Where in ``phonemes`` the text begins, or what the prompt has not said of its own transcript."""
-        if not self.keep_prompt:
-            return len(self.prompt.phonemes) + 1  # a word boundary
-        said = self.prompt.durations or []
-        return max((s + 1 for s, n in enumerate(said) if n), default=0)
+        return self.prompt.n_said if self.keep_prompt else len(self.prompt.phonemes) + 1  # a word boundary
 
 
 @dataclass(frozen=True)

@@ -263,8 +263,7 @@ class VALLE:
         """Whether no phone of an aligned transcript is left after its head."""
         if head.durations is None:
             return False
-        begun = max((s + 1 for s, n in enumerate(head.durations) if n), default=0)
-        return not any(self.model.inventory.kinds[i] == PHONE for i in head.phonemes[begun:])
+        return not any(self.model.inventory.kinds[i] == PHONE for i in head.phonemes[head.n_said :])
 
     def _phonemes(self, text: str, lang: str) -> list[int]:
         """Ids of a text's phonemes; none where there is nothing to say."""
@@ -410,8 +409,7 @@ class VALLE:
 
     def _fit_of_speech(self, piece: Piece, codes: Tensor) -> float | None:
         """How well the text fits what was spoken, as the aligner hears it; None where it cannot tell."""
-        begun = max((s + 1 for s, n in enumerate(piece.durations) if n), default=0)
-        said = piece.phonemes[begun:]  # what has no frame in the prompt
+        said = piece.phonemes[piece.prompt.n_said :]  # what has no frame in the prompt
         assert self.model.aligner is not None
         if not said or not codes.shape[1]:
             return None

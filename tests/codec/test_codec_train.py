@@ -222,6 +222,21 @@ def test_training_the_decoder_keeps_the_codes(config: CodecTrainConfig, tmp_path
     assert not torch.equal(after.decode(after.encode(wav)), before.decode(before.encode(wav)))
 
 
+def test_the_decoder_alone_learns_all_numbers_of_codebooks(config: CodecTrainConfig, tmp_path: Path) -> None:
+    folder = CodecTrainer(config, Path(config.out)).run()
+    trainer = CodecTrainer(replace(config, init=str(folder), train="decoder", max_steps=12), tmp_path / "decoder")
+    decode, used = trainer.codec.quantizer.decode, []
+
+    def note(codes: torch.Tensor) -> torch.Tensor:
+        if trainer.codec.training:
+            used.append(codes.shape[1])
+        return decode(codes)
+
+    trainer.codec.quantizer.decode = note  # type: ignore[method-assign]
+    trainer.run()
+    assert set(used) == {1, 2, 4}
+
+
 def test_quantizer_dropout_draws_powers_of_two_and_all(config: CodecTrainConfig, tmp_path: Path) -> None:
     drawn = CodecTrainer(config, tmp_path).draw_quantizers(400)
     assert set(drawn.tolist()) == {1, 2, 4}

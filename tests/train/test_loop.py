@@ -228,6 +228,12 @@ def test_a_sample_is_spoken_and_a_broken_one_is_not_fatal(kind, alignment, tmp_p
     trainer.run()
     assert len(list((tmp_path / kind / "samples").glob(f"dev-{kind}-*.wav"))) == 2
 
+    trainer = Trainer(kind, load_train_config(config_file(tmp_path, pack, samples=False, **options)), tmp_path / "mute")
+    trainer.start(resume=False)
+    trainer.run()
+    assert trainer.step == 2
+    assert not (tmp_path / "mute" / "samples").exists()
+
     monkeypatch.setattr(FakeCodec, "decode", lambda self, codes: 1 / 0)
     trainer = Trainer(kind, config, tmp_path / f"second-{kind}")
     trainer.start(resume=False)

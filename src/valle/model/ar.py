@@ -40,6 +40,7 @@ from valle.model.alignment import (
 )
 from valle.model.decoder import Decoder
 from valle.model.frame_layers import CausalContext
+from valle.model.guidance import Readings
 from valle.model.sampling import SamplingConfig, sample
 from valle.model.transformer import (
     IGNORE_INDEX,
@@ -391,7 +392,7 @@ class AR(nn.Module):
         is_blind = sampling.guidance != 1 or with_gains
         assert not is_blind or self.config.text_dropout > 0, "gains are of a model that can go without phonemes"
         assert sampling.voice_guidance == 1 or text_starts is not None, "guidance by the voice needs text_starts"
-        readings = _Readings(
+        readings = Readings(
             phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations, is_blind,
             text_starts if sampling.voice_guidance != 1 else None,
         )  # fmt: skip
@@ -610,52 +611,6 @@ class AR(nn.Module):
     def _logits(self, h: Tensor) -> Tensor:
         """h [..., D] -> [..., codebook_size + 1]."""
         return (self.output_emb or self.code_emb).scores(h)
-
-
-class _Readings:
-    """The R ways in which rows are read for guidance: told everything; then without phonemes, without the prompt."""
-
-    def __init__(
-        self,
-        phonemes: Tensor,
-        phoneme_lens: Tensor,
-        prompt: Tensor,
-        prompt_lens: Tensor,
-        durations: Tensor | None,
-        has_blind: bool,
-        text_starts: Tensor | None,
-    ) -> None:
-        """The inputs of ``AR.prefill``; with ``text_starts`` [B] rows are also read from there on, without a prompt."""
-        ways: list[tuple[Tensor | None, ...]] = [(phonemes, phoneme_lens, prompt, prompt_lens, durations)]
-        nowhere = torch.zeros_like(phoneme_lens)
-        begins, is_blind = [nowhere], [False]
-        if has_blind:
-            ways.append(ways[0])
-            begins.append(nowhere)
-            is_blind.append(True)
-        if text_starts is not None:
-            start = text_starts.to(phonemes.device)
-            place = torch.arange(phonemes.shape[1], device=start.device) + start.unsqueeze(1)  # [B, S]
-            text = phonemes.gather(1, place.clamp(max=phonemes.shape[1] - 1))
-            no_frame = None if durations is None else torch.zeros_like(durations)
-            ways.append((text, phoneme_lens - start, prompt, torch.zeros_like(prompt_lens), no_frame))
-            begins.append(start)
-            is_blind.append(False)
-        self.n = len(ways)
-        self.has_blind, self.has_alone = has_blind, text_starts is not None
-        self.inputs: list[Any] = [None if xs[0] is None else torch.cat(xs) for xs in zip(*ways, strict=True)]
-        """Those of all ways, one below the other: [R * B, ...]."""
-        self.begins = torch.cat(begins)
-        """[R * B] the symbol that a row begins with."""
-        blind = torch.tensor(is_blind, device=phonemes.device)
-        self.blind = blind.repeat_interleave(len(phonemes)) if has_blind else None
-        """[R * B] bool, rows that are not told their phonemes."""
-
-    def guided(self, logits: Tensor, sampling: SamplingConfig) -> Tensor:
-        """Logits [R * B, n] of all ways -> [B, n], told and taken further away from the others."""
-        told, *others = logits.chunk(self.n)
-        logits = others[0] + sampling.guidance * (told - others[0]) if self.has_blind else told
-        return logits + (sampling.voice_guidance - 1) * (told - others[-1]) if self.has_alone else logits
 
 
 def _repeat(x: Tensor, n: int) -> Tensor:

@@ -41,14 +41,14 @@ class SamplingConfig:
     (``ARConfig.text_dropout``): ``sample`` gets logits that are guided already."""
     voice_guidance: float = 1.0
     """Likewise how far the prompt's voice pulls: the text is read without the prompt, too, as if anyone could say it.
-    1: off; above, the voice is nearer to the prompt's and the words are a little less sure."""
+    1: off. The embedded model gained nothing by it (docs/LOG.md)."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValleError(f"guidance is {self.guidance}; it must be 0 or more; 1 is off, 1.5 to 3 are usual")
         if not (math.isfinite(self.voice_guidance) and self.voice_guidance >= 0):
             raise ValleError(
-                f"voice_guidance is {self.voice_guidance}; it must be 0 or more; 1 is off, 2 to 2.5 are usual"
+                f"voice_guidance is {self.voice_guidance}; it must be 0 or more; 1 is off, 1.5 to 2.5 have been tried"
             )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValleError(

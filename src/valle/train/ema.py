@@ -25,8 +25,8 @@ class MovingAverage:
         """Follow the model by one step."""
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         self.n_updates += 1
-        own = [self.weights[name] for name, _ in self.model.named_parameters()]
-        torch._foreach_lerp_(own, [p.detach() for p in self.model.parameters()], 1 - decay)  # all in a few kernels
+        # All in a few kernels; the weights stand in the order of the parameters.
+        torch._foreach_lerp_(list(self.weights.values()), list(self.model.parameters()), 1 - decay)
 
     def load(self, weights: dict[str, Tensor], n_updates: int) -> None:
         """Go on from a checkpoint."""
