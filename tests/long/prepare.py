@@ -2,7 +2,7 @@
 
 ``kill`` makes a pack in one undisturbed run, and again in runs of which processes are ended by ``kill -9`` at random
 points. Both must be equal byte for byte, no complete shard may have been made twice, and no torn file may be left.
-``speed`` times one worker and more over the same recordings.
+``speed`` times one worker bound to one core, one that has all of them, and more, over the same recordings.
 """
 
 from __future__ import annotations
@@ -117,24 +117,35 @@ def kill(command: list[str], folder: Path, args: argparse.Namespace) -> int:
 
 
 def speed(command: list[str], folder: Path, args: argparse.Namespace) -> int:
-    print("| workers | seconds in all | hours an hour, without starting | files that differ |\n|---|---|---|---|")
-    n_workers = 1
-    while n_workers <= args.workers:
-        out, log = folder / f"by-{n_workers}", folder / f"by-{n_workers}.log"
+    print("| workers | seconds in all | hours an hour, without starting | times one core | files that differ |")
+    print("|---|---|---|---|---|")
+    counts = [1]
+    while counts[-1] * 2 <= args.workers:
+        counts.append(counts[-1] * 2)
+    one_core = 0.0
+    for n_workers, n_cores in [(1, 1), *((n, 0) for n in counts)]:
+        name = f"by-{n_workers}" + "-on-one-core" * n_cores
+        out, log = folder / name, folder / f"{name}.log"
         begun = time.monotonic()
-        if start([*command, "--out", str(out), "--workers", str(n_workers)], log).wait() != 0:
+        asked = [*command, "--out", str(out), "--workers", str(n_workers)]
+        if start(asked, log, n_cores).wait() != 0:
             return fail(f"{n_workers} workers failed", log)
         seconds = time.monotonic() - begun
-        rate = re.findall(r"([\d.]+) h/h", log.read_text())[-1]
-        differing = different(folder / "by-1", out)
-        print(f"| {n_workers} | {seconds:.1f} | {rate} | {', '.join(differing) or 'none'} |", flush=True)
-        n_workers *= 2
+        rate = float(re.findall(r"([\d.]+) h/h", log.read_text())[-1])
+        one_core = one_core or rate
+        differing = ", ".join(different(folder / "by-1-on-one-core", out)) or "none"
+        told = f"{n_workers}{', bound to one core' * n_cores}"
+        print(f"| {told} | {seconds:.1f} | {rate} | {rate / one_core:.2f} | {differing} |", flush=True)
     return 0
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], log: Path, n_cores: int = 0) -> subprocess.Popen[bytes]:
+    """A process of this program, on the first ``n_cores`` cores that this one may use; 0: on all of them."""
+    cores = sorted(os.sched_getaffinity(0))[: n_cores or None]
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+    os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def fail(what: str, log: Path) -> int:

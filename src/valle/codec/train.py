@@ -106,8 +106,10 @@ class CodecTrainer:
                 "waveform": config.loss.waveform,
                 "adversarial": config.loss.adversarial,
                 "feature": config.loss.feature,
+                "recogniser": config.loss.recogniser,
             }
         )
+        self.recogniser_loss = self._build_recogniser_loss()
         self.probe = self._build_probe()
         self.trained = self._trained_parameters()
         self.optimizer = torch.optim.AdamW(self.trained, config.lr, config.betas, weight_decay=1e-3)
@@ -152,6 +154,13 @@ class CodecTrainer:
                 p.requires_grad_(False)
         probe = [] if self.probe is None else list(self.probe.parameters())
         return [p for p in self.codec.parameters() if p.requires_grad] + probe
+
+    def _build_recogniser_loss(self) -> nn.Module | None:
+        if not self.config.recogniser:
+            return None
+        from valle.codec.perceptual import RecogniserLoss
+
+        return RecogniserLoss.load(self.config.recogniser, self.codec.sample_rate).to(self.device)
 
     def _build_probe(self) -> MelProbe | None:
         if self.config.loss.probe == 0 or self.config.train == "decoder":
@@ -296,6 +305,8 @@ class CodecTrainer:
             losses, values["distance"] = {"mel": energy}, float(distance)
         if config.loss.waveform > 0:
             losses["waveform"] = waveform_loss(output, wav)
+        if self.recogniser_loss is not None:
+            losses["recogniser"] = self.recogniser_loss(output, wav)
         # What does not pass through the wave is kept apart: the balancer shares out the wave's gradient only.
         inner = commitment * config.loss.commitment + pitch * config.loss.pitch
         if self.probe is not None and self.quantizing:

@@ -56,6 +56,10 @@ class Network(nn.Module):
             mels: [B, T, 80] of zero mean over each recording.
             lens: [B] frames of each recording; None where all are whole.
         """
+        return self.layers(mels, lens)[-1]
+
+    def layers(self, mels: Tensor, lens: Tensor | None = None) -> list[Tensor]:
+        """What stands after each block [B, S, W], and last the logits; arguments as of ``forward``."""
         n_steps = (mels.shape[1] + 1) // SUBSAMPLING
         mask = None
         if lens is not None:
@@ -65,10 +69,11 @@ class Network(nn.Module):
             mask = (torch.arange(n_steps, device=mels.device) < steps.unsqueeze(1)).unsqueeze(2)  # [B, S, 1]
         x = F.pad(mels.transpose(1, 2), (3, _KERNEL - 3))  # [B, 80, T + 9]
         x = F.relu(self.input(x))[:, :, :n_steps].transpose(1, 2)  # [B, S, W]
+        after: list[Tensor] = []
         for block in self.blocks:
             x = block(x, mask)
-        logits: Tensor = self.output(self.norm(x))
-        return logits
+            after.append(x)
+        return [*after, self.output(self.norm(x))]
 
 
 class _Block(nn.Module):
