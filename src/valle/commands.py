@@ -398,12 +398,16 @@ class Train:
     """Go on from the newest checkpoint."""
     out: Annotated[Path | None, _arg("DIR")] = None
     """Where the run is kept, in place of what CONFIG says."""
+    init: Annotated[str | None, _arg("MODEL")] = None
+    """A model to begin with, in place of what CONFIG says: a folder, or `embedded`."""
+    lora: Annotated[int | None, _arg("RANK")] = None
+    """Leave its weights as they are and learn so much beside them (16 is usual; 0: all weights learn)."""
 
     def run(self) -> int:
         """Train."""
         from valle.train.loop import train
 
-        train(self.kind, self.config, resume=self.resume, out=self.out)
+        train(self.kind, self.config, resume=self.resume, out=self.out, init=self.init, lora=self.lora)
         return 0
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -114,6 +114,22 @@ def find_model(model: str | Path | None = None) -> Path:
             f"there is no model {model}; give a folder with {INFO_FILE} in it, or a hub id such as name/model"
         )
     return _fetch(str(model))
+
+
+def part_of(name: str | Path, part: Literal["ar", "nar", "codec", "aligner"]) -> Path:
+    """The folder of one part of a model: ``embedded`` and a model's folder have it, any other folder is it.
+
+    Raises:
+        ValleError: there is no embedded model, or it has no such part.
+    """
+    folder = EMBEDDED if str(name) == "embedded" else Path(name).expanduser()
+    if str(name) == "embedded":
+        find_model()
+    if not (folder / INFO_FILE).is_file():
+        return folder
+    if not (folder / part / "config.json").is_file():
+        raise ValleError(f"the model {name} has no {part}; give the folder of one")
+    return folder / part
 
 
 def _fetch(hub_id: str) -> Path:

@@ -23,7 +23,7 @@ from valle.errors import ValleError
 
 _PREEMPHASIS = 0.97
 _LOW_HZ, _HIGH_HZ = 20.0, 7600.0
-_FLOOR = torch.finfo(torch.float32).eps  # Kaldi's
+_FLOOR = 1000.0  # added to energies: some 15 dB above the rounding to 16 bits, since a logarithm has no bound at 0
 
 
 class KaldiMel(nn.Module):
@@ -60,7 +60,7 @@ class KaldiMel(nn.Module):
         frames = (frames - frames.mean(2, keepdim=True)) * self.window
         spectrum = torch.fft.rfft(frames, self.n_fft)[..., :257]  # [B, T, 257] complex
         energies: Tensor = (spectrum.real.square() + spectrum.imag.square()) @ self.filters
-        return energies.clamp(min=_FLOOR).log()
+        return (energies + _FLOOR).log()
 
     def _preemphasised(self, x: Tensor) -> Tensor:
         """The wave less 0.97 of itself 1/16000 s before, which is a fraction of a sample here: [B, N] -> [B, N]."""

@@ -269,14 +269,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SOURCE",
         help="a folder of recordings, a list of them, a corpus or a data set: PATH or KIND:PATH (docs/data.md)",
     )
-    parser.add_argument("--codec", required=True, metavar="DIR", help="the codec")
+    parser.add_argument(
+        "--codec", default="embedded", metavar="DIR", help="the codec, or a model that has it (embedded)"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the packed dataset goes")
     parser.add_argument(
         "--splits", default="train,dev", metavar="A,B", help="which splits to take; A+B takes two as one (train,dev)"
     )
     parser.add_argument("--min-seconds", type=float, default=PrepareConfig.min_seconds, metavar="F")
     parser.add_argument("--max-seconds", type=float, default=PrepareConfig.max_seconds, metavar="F")
-    parser.add_argument("--aligner", metavar="DIR", help="also tell how long each phoneme lasts, by this aligner")
+    parser.add_argument(
+        "--aligner",
+        metavar="DIR",
+        help="also tell how long each phoneme lasts, by this aligner, or that of a model, such as embedded",
+    )
     parser.add_argument(
         "--like",
         metavar="PACK",
@@ -349,6 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.augment and not any(split.split("+")[0] in PrepareConfig.augment_splits for split in splits):
         raise ValleError("--augment adds to the split train, which is not among --splits; leave out one of the two")
     from valle.codec.base import load_codec
+    from valle.pretrained import part_of
 
     config = PrepareConfig(
         min_seconds=args.min_seconds,
@@ -374,12 +381,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from valle.data.recognise import load_recogniser
 
         load_recogniser(args.recogniser)  # what is wrong with it shows here, and what it fetches is fetched once
-    codec = load_codec(args.codec)
+    codec = load_codec(part_of(args.codec, "codec"))
     aligner = None
     if args.aligner:
         from valle.asr.hybrid.model import load_aligner
 
-        aligner = load_aligner(args.aligner)
+        aligner = load_aligner(part_of(args.aligner, "aligner"))
     info = build_pack(
         args.sources,
         codec,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from valle.config import load_config
 from valle.data.batches import BatchConfig
 from valle.errors import ValleError
+from valle.train.lora import LoraConfig
 from valle.train.optimiser import OptimiserConfig
 
 Kind = Literal["ar", "nar"]
@@ -59,9 +60,12 @@ class TaskConfig:
     """What one of the two models is and how it is trained."""
 
     model: dict[str, Any] = field(default_factory=dict)
-    """The fields of ARConfig or NARConfig; n_phonemes, codebook_size and n_quantizers come from the pack."""
+    """The fields of ARConfig or NARConfig; n_phonemes, codebook_size and n_quantizers come from the pack. Empty, with
+    ``init``: those of the model to start from."""
     init: str = ""
-    """A model to start from instead of random weights: best/ of another run, or ar/ or nar/ of a model folder."""
+    """A model to start from instead of random weights: best/ of another run, a model folder, or ``embedded``."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Of a model to start from, learn only this."""
     codebooks: bool = False
     """Begin with the codec's own codebooks as embeddings of the codes, so that codes that sound alike start alike; the
     paper does not. Needs ``codec``, and has no effect with ``init``."""
@@ -71,6 +75,10 @@ class TaskConfig:
     """How weights move."""
     run: RunConfig = field(default_factory=RunConfig)
     """How long, how often."""
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and not self.init:
+            raise ValleError("lora.rank is set without init; name a model that is trained already, or leave lora out")
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class TrainConfig:
     out: str
     """Folder of the runs: out/ar and out/nar."""
     codec: str = ""
-    """Folder of the codec that made the pack; with it a sample is spoken at every validation. Empty: none."""
+    """Folder of the codec that made the pack, or of a model that has it, or ``embedded``; with it a sample is spoken at
+    every validation. Empty: none."""
     train_split: str = "train"
     """The split to learn from."""
     dev_split: str = "dev"

@@ -3,6 +3,8 @@
 Takes the weights that were best on dev, the codec and the phoneme inventory they were trained on, for models with
 alignment also the aligner (``--aligner DIR``), checks that they
 belong together, and writes what ``VALLE.from_pretrained`` reads, with the figures of the training in ``valle.json``.
+With ``--like MODEL`` all that is not given is taken from that model: its codec and aligner, and how it samples; without
+``--ar`` or ``--nar`` that part as well. So a model is made of what was trained on with one's own voice.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -50,9 +52,9 @@ def export(
     """Assemble a model folder.
 
     Args:
-        ar_run: a run's folder (``runs/NAME/ar``), or its ``best/``.
+        ar_run: a run's folder (``runs/NAME/ar``), its ``best/``, or a model.
         nar_run: likewise.
-        codec_folder: the codec that made the pack of both.
+        codec_folder: the codec that made the pack of both, or a model that has it.
         out: the model folder; files of a model already there are replaced.
         name: goes into the metadata of every file that the model speaks.
         version: of the model.
@@ -67,12 +69,12 @@ def export(
         ValleError: a run without best weights, or parts that do not belong together.
     """
     from valle.codec.base import load_codec
-    from valle.pretrained import ModelInfo, save_pretrained
+    from valle.pretrained import ModelInfo, part_of, save_pretrained
     from valle.text import PhonemeInventory
 
-    ar_best, nar_best = _best(ar_run, "ar"), _best(nar_run, "nar")
-    notes = {"ar": _notes(ar_best), "nar": _notes(nar_best)}
-    codec = load_codec(codec_folder)
+    trained = {"ar": _trained(ar_run, "ar"), "nar": _trained(nar_run, "nar")}
+    notes = {kind: t.notes for kind, t in trained.items()}
+    codec = load_codec(part_of(codec_folder, "codec"))
     for kind, kept in notes.items():
         if kept["codec_fingerprint"] != codec.fingerprint():
             raise ValleError(
@@ -84,7 +86,7 @@ def export(
             f"the AR was trained on the phoneme inventory {notes['ar']['inventory_version']}, the NAR on "
             f"{notes['nar']['inventory_version']}; train both on one pack"
         )
-    ar, nar = load_weights("ar", ar_best), load_weights("nar", nar_best)
+    ar, nar = load_weights("ar", trained["ar"].folder), load_weights("nar", trained["nar"].folder)
     assert isinstance(ar, AR)
     assert isinstance(nar, NAR)
     if complete_by is not None:
@@ -95,7 +97,7 @@ def export(
 
         if aligner_folder is None:
             raise ValleError("these runs learnt with an alignment; give the aligner of their pack with --aligner DIR")
-        aligner = Aligner.load(aligner_folder)
+        aligner = Aligner.load(part_of(aligner_folder, "aligner"))
         for kind, kept in notes.items():
             if kept.get("aligner") and kept["aligner"] != aligner.fingerprint():
                 raise ValleError(
@@ -105,7 +107,7 @@ def export(
     sampling = sampling or SamplingConfig()
     ar.check_guidance(sampling.guidance)
     nar.check_guidance(nar_guidance)
-    inventory = PhonemeInventory.load(ar_best / PHONEMES_FILE)
+    inventory = PhonemeInventory.load(trained["ar"].phonemes)
     info = ModelInfo(
         name=name,
         codec_fingerprint=codec.fingerprint(),
@@ -126,70 +128,107 @@ def export(
     return out
 
 
-def _best(run: str | Path, kind: Kind) -> Path:
-    """The folder with a run's best weights."""
+class _Trained(NamedTuple):
+    """One of the two language models as it was trained."""
+
+    folder: Path
+    """With its weights and configuration."""
+    notes: dict[str, Any]
+    """Of its training."""
+    phonemes: Path
+    """The inventory that it reads."""
+
+
+def _trained(run: str | Path, kind: Kind) -> _Trained:
+    """The best weights of a run, or what a model has."""
+    from valle.pretrained import part_of, read_info
+
     run = Path(run)
     for folder in (run / "best", run):
         if (folder / "training.json").is_file():
-            return folder
-    raise ValleError(f"{run} holds no best weights of the {kind.upper()}; give the folder of a run that was validated")
-
-
-def _notes(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    return values
+            notes: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+            return _Trained(folder, notes, folder / PHONEMES_FILE)
+    folder = part_of(run, kind)
+    if folder == run:
+        raise ValleError(
+            f"{run} holds no best weights of the {kind.upper()}; give a run that was validated, or a model"
+        )
+    info = read_info(folder.parent)
+    known = {
+        "codec_fingerprint": info.codec_fingerprint,
+        "inventory_version": info.inventory_version,
+        "max_seconds": info.max_seconds,
+    }
+    return _Trained(folder, known | info.training.get(kind, {}), folder.parent / PHONEMES_FILE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m valle.train.export``."""
     parser = argparse.ArgumentParser(prog="python -m valle.train.export", description="Assemble a model from runs.")
-    parser.add_argument("--ar", required=True, metavar="RUN", help="folder of the AR run")
-    parser.add_argument("--nar", required=True, metavar="RUN", help="folder of the NAR run")
-    parser.add_argument("--codec", required=True, metavar="DIR", help="the codec that made their pack")
+    parser.add_argument("--ar", metavar="RUN", help="folder of the AR run")
+    parser.add_argument("--nar", metavar="RUN", help="folder of the NAR run")
+    parser.add_argument("--codec", metavar="DIR", help="the codec that made their pack")
     parser.add_argument("--aligner", metavar="DIR", help="the aligner of their pack, for models with alignment")
+    parser.add_argument(
+        "--like", metavar="MODEL", help="what is not given is taken from this model: a folder, or embedded"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the model folder")
     parser.add_argument("--name", help="name of the model (that of its folder)")
     parser.add_argument("--version", default="0", help="version of the model")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the weights on disk")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of its sampling, unless the caller says (1)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="likewise (1)")
-    parser.add_argument("--nar-temperature", type=float, default=0.0, help="likewise, of codebooks 2 to 8 (0)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="likewise, of the AR by the text (1: off)")
-    parser.add_argument("--voice-guidance", type=float, default=1.0, help="likewise, of the AR by the voice (1: off)")
-    parser.add_argument("--nar-guidance", type=float, default=1.0, help="likewise, of the NAR by the voice (1: off)")
-    parser.add_argument(
-        "--candidates", type=int, default=1, help="how often it speaks each piece, to keep the best (1)"
-    )
+    parser.add_argument("--temperature", type=float, help="of its sampling, unless the caller says (1)")
+    parser.add_argument("--top-p", type=float, help="likewise (1)")
+    parser.add_argument("--nar-temperature", type=float, help="likewise, of codebooks 2 to 8 (0)")
+    parser.add_argument("--guidance", type=float, help="likewise, of the AR by the text (1: off)")
+    parser.add_argument("--voice-guidance", type=float, help="likewise, of the AR by the voice (1: off)")
+    parser.add_argument("--nar-guidance", type=float, help="likewise, of the NAR by the voice (1: off)")
+    parser.add_argument("--candidates", type=int, help="how often it speaks each piece, to keep the best (1)")
     parser.add_argument(
         "--complete-by", choices=("codes", "vectors", "prompt"), help="how a NAR with codebook_dim speaks"
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        export(
-            args.ar,
-            args.nar,
-            args.codec,
-            args.out,
-            name=args.name or Path(args.out).resolve().name,
-            version=args.version,
-            dtype=args.dtype,
-            aligner_folder=args.aligner,
-            sampling=SamplingConfig(
-                temperature=args.temperature,
-                top_p=args.top_p,
-                guidance=args.guidance,
-                voice_guidance=args.voice_guidance,
-            ),
-            nar_temperature=args.nar_temperature,
-            nar_guidance=args.nar_guidance,
-            num_candidates=args.candidates,
-            complete_by=args.complete_by,
-        )
+        _export(args)
     except ValleError as error:
         logger.error("error: %s", error)
         return 2
     return 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    from valle.pretrained import EMBEDDED, find_model, read_info
+
+    like = args.like and find_model(None if args.like == "embedded" else args.like)
+    info = read_info(like) if like else None
+    parts = {part: getattr(args, part) or like for part in ("ar", "nar", "codec", "aligner")}
+    missing = [f"--{part}" for part in ("ar", "nar", "codec") if parts[part] is None]
+    if missing:
+        raise ValleError(f"{' and '.join(missing)} must be given, or --like with a model that has what is not new")
+    if like and (Path(args.out).resolve() in (like.resolve(), EMBEDDED.resolve())):
+        raise ValleError(f"{args.out} is the model to be like; give another folder with --out")
+    named = {"temperature": args.temperature, "top_p": args.top_p, "guidance": args.guidance}
+    named["voice_guidance"] = args.voice_guidance
+    sampling = replace(info.sampling if info else SamplingConfig(), **{k: v for k, v in named.items() if v is not None})
+
+    def chosen(given: Any, name: str, default: Any) -> Any:
+        return given if given is not None else getattr(info, name, default)
+
+    export(
+        parts["ar"],
+        parts["nar"],
+        parts["codec"],
+        args.out,
+        name=args.name or Path(args.out).resolve().name,
+        version=args.version,
+        dtype=args.dtype,
+        aligner_folder=parts["aligner"],
+        sampling=sampling,
+        nar_temperature=chosen(args.nar_temperature, "nar_temperature", 0.0),
+        nar_guidance=chosen(args.nar_guidance, "nar_guidance", 1.0),
+        num_candidates=chosen(args.candidates, "num_candidates", 1),
+        complete_by=args.complete_by,
+    )
 
 
 if __name__ == "__main__":

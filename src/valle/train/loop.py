@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from valle.device import choose_device, choose_precision
 from valle.errors import ValleError
 from valle.files import write_atomic
 from valle.model.nar import NAR
+from valle.pretrained import part_of
 from valle.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -47,6 +49,7 @@ from valle.train.checkpoint import (
 from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
 from valle.train.distributed import join_ranks
 from valle.train.ema import MovingAverage
+from valle.train.lora import LoraConfig, add_lora, whole_weights
 from valle.train.optimiser import lr_at, make_optimiser
 from valle.train.signals import stop_signals
 from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, pair_to_speak, validate
@@ -60,7 +63,15 @@ SHOWN = ("train/loss", "train/top10", "train/lr", "train/tokens_per_s")
 _STEPS_AHEAD = 4  # read while a GPU computes
 
 
-def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str | Path | None = None) -> Path:
+def train(
+    kind: Kind,
+    config_path: str | Path,
+    *,
+    resume: bool = False,
+    out: str | Path | None = None,
+    init: str | None = None,
+    lora: int | None = None,
+) -> Path:
     """Run ``valle train ar|nar``.
 
     Args:
@@ -68,6 +79,8 @@ def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str
         config_path: a TOML file (``TrainConfig``).
         resume: continue from the newest checkpoint of the run.
         out: in place of the configuration's ``out``.
+        init: in place of the configuration's model to begin with.
+        lora: in place of the configuration's rank; 0 lets all weights learn.
 
     Returns:
         The run's folder, ``out/ar`` or ``out/nar``.
@@ -77,6 +90,10 @@ def train(kind: Kind, config_path: str | Path, *, resume: bool = False, out: str
             or gradients that stay infinite.
     """
     config = load_train_config(config_path)
+    task: TaskConfig = getattr(config, kind)
+    task = replace(task, init=task.init if init is None else init)
+    task = replace(task, lora=task.lora if lora is None else replace(task.lora, rank=lora))
+    config = replace(config, ar=task) if kind == "ar" else replace(config, nar=task)
     trainer = Trainer(kind, config, Path(out or config.out) / kind)
     try:
         trainer.start(resume)
@@ -119,7 +136,7 @@ class Trainer:
         self.pair = pair_to_speak(self.dev)
 
         torch.manual_seed(config.seed)
-        self.task: Task[Any] = make_task(kind, self.task_config.model, self.pack.info)
+        self.task: Task[Any] = make_task(kind, self._model_config(), self.pack.info)
         self.model: nn.Module = self.task.model.to(self.device)
         if self.task_config.codebooks and not self.task_config.init:
             self.task.model.begin_with(self._codebooks())
@@ -127,6 +144,8 @@ class Trainer:
             self._begin_with(self.task_config.init)
         if isinstance(self.task.model, NAR) and self.task.model.config.codebook_dim:
             self.task.model.set_codebooks(self._codebooks())  # those of the pack's codec, also after init
+        if self.task_config.lora.rank:
+            add_lora(self.model, self.task_config.lora)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimiser(self.model, self.task_config.optimiser)
         decay = self.run_config.ema_decay
@@ -150,8 +169,10 @@ class Trainer:
         if resume:
             checkpoint = load_checkpoint(self.out / "checkpoints")
             before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-            batches = to_dict(from_dict(BatchConfig, before["batches"]))  # newer options at their defaults
-            before = {**before, "model": self.task.complete(before["model"]), "batches": batches}
+            # Newer options at their defaults.
+            batches = to_dict(from_dict(BatchConfig, before["batches"]))
+            lora = to_dict(from_dict(LoraConfig, before.get("lora", {})))
+            before = {**before, "model": self.task.complete(before["model"]), "batches": batches, "lora": lora}
             require_same(before, identity, self.out)
             self._restore(checkpoint.tensors, checkpoint.state)
         elif latest_checkpoint(self.out / "checkpoints") is not None:
@@ -207,6 +228,7 @@ class Trainer:
             "optimiser": to_dict(task.optimiser),
             "accumulate x ranks": task.run.accumulate * self.ranks.size,
             "ema_decay": task.run.ema_decay,
+            "lora": to_dict(task.lora),
         }
 
     # The loop
@@ -337,7 +359,7 @@ class Trainer:
         best, new = self.out / "best", self.out / ".best.tmp"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in whole_weights(self.model).items()}
         write_atomic(new / "model.safetensors", save(tensors))
         info = self.pack.info
         notes = {
@@ -385,7 +407,7 @@ class Trainer:
     def _greet(self, tracker: Tracker | None) -> None:
         if tracker is None:
             return
-        n = sum(p.numel() for p in self.parameters) / 1e6
+        n = sum(p.numel() for p in self.parameters) / 1e6  # that learn
         hours = self.pack.info.hours(self.config.train_split)
         tracker.note(
             f"{self.kind}: {n:.1f} M parameters, {hours:.2f} h of speech, {self.device}, {self.precision}, "
@@ -422,7 +444,7 @@ class Trainer:
             return None
         from valle.codec.base import load_codec
 
-        codec = load_codec(self.config.codec, self.device)
+        codec = load_codec(part_of(self.config.codec, "codec"), self.device)
         self.pack.require(codec_fingerprint=codec.fingerprint())
         return codec
 
@@ -438,17 +460,23 @@ class Trainer:
             raise ValleError(
                 f"[{self.kind}] codebooks = true and codebook_dim take the codec's codebooks; name its folder as codec"
             )
-        codec = self.codec or load_codec(self.config.codec, self.device)
+        codec = self.codec or load_codec(part_of(self.config.codec, "codec"), self.device)
         self.pack.require(codec_fingerprint=codec.fingerprint())
         codebooks: Tensor = codec.codebooks()
         return codebooks
 
-    def _begin_with(self, folder: str) -> None:
+    def _model_config(self) -> dict[str, Any]:
+        """The configuration's, or where it has none that of the model to begin with."""
+        given, init = self.task_config.model, self.task_config.init
+        return given if given or not init else load_weights(self.kind, part_of(init, self.kind)).config_dict()
+
+    def _begin_with(self, init: str) -> None:
         """Take the weights of another model; modules that it does not have at all (a new option's) begin at random.
 
         Raises:
             ValleError: it is of another form.
         """
+        folder = part_of(init, self.kind)
         given = load_weights(self.kind, folder).state_dict()
         own = self.model.state_dict()
         shapes, needed = ({k: v.shape for k, v in weights.items()} for weights in (given, own))
@@ -480,10 +508,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/default.toml")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--out", help="folder of the runs, in place of the configuration's")
+    parser.add_argument("--init", help="a model to begin with, in place of the configuration's")
+    parser.add_argument("--lora", type=int, help="rank of what is learnt beside its weights; 0: all of them learn")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train(args.kind, args.config, resume=args.resume, out=args.out)
+        train(args.kind, args.config, resume=args.resume, out=args.out, init=args.init, lora=args.lora)
     except ValleError as error:
         logger.error("error: %s", error)
         return 2
