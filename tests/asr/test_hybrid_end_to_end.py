@@ -20,7 +20,7 @@ pytest.importorskip("kaldi_decoder")
 
 from valle.asr.hybrid.aligner import HybridAligner
 from valle.asr.hybrid.bootstrap import BootstrapConfig
-from valle.asr.hybrid.config import HybridConfig, LanguageConfig, TrainingConfig
+from valle.asr.hybrid.config import HybridConfig, LanguageConfig, SequenceConfig, TrainingConfig
 from valle.asr.hybrid.lm import train_ngrams
 from valle.asr.hybrid.model import HybridModel, is_hybrid, load_aligner
 from valle.asr.hybrid.network import NetworkConfig
@@ -193,6 +193,37 @@ def test_a_run_is_resumed_with_what_it_was_begun_with(corpus: Path, tmp_path: Pa
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(ValleError, match=r"config\.json cannot be read"):
         train_recogniser(begun, resume=True)
+
+
+def test_a_finished_run_goes_on_from_sequences(
+    model: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(model.parent, tmp_path / "run")
+    begun = config_for(corpus, out)
+    before = HybridModel.load(model)
+    wanted = replace(begun, sequence=SequenceConfig(epochs=2.0, lr=1e-3, warmup_steps=2))
+    capsys.readouterr()
+    train_recogniser(wanted, resume=True)
+    told = capsys.readouterr().err
+    assert "% by cross-entropy, " in told
+    assert "the network is that " in told
+    assert (out / "sequence" / "log.jsonl").is_file()
+    untuned = replace(wanted, tune_seconds=0.0)  # nothing to choose by: the later one is kept
+    after = HybridModel.load(train_recogniser(untuned, resume=True))
+    assert before.network is not None
+    assert after.network is not None
+    assert not torch.equal(before.network.output.weight, after.network.output.weight)
+    assert torch.equal(before.priors, after.priors)
+    wav, _ = say(["see", "ma", "ma", "see"], np.random.default_rng(1))
+    assert HybridRecogniser(after).transcribe(wav, RATE).text == "see ma ma see"
+    other = replace(wanted, sequence=replace(wanted.sequence, tolerance=1))
+    with pytest.raises(ValleError, match=r"sequence\.tolerance = 2"):
+        train_recogniser(other, resume=True)
+    without = HybridModel.load(
+        train_recogniser(replace(untuned, sequence=SequenceConfig(lr=1e-3, warmup_steps=2)), resume=True)
+    )
+    assert without.network is not None
+    assert torch.equal(before.network.output.weight, without.network.output.weight)
 
 
 def test_before_the_network_has_begun_it_may_still_be_another(corpus: Path, tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ class Item(NamedTuple):
     """Its length."""
 
 
+class Row(NamedTuple):
+    """Which part of which recording is in a batch."""
+
+    item: Item
+    """The recording."""
+    begin: int
+    """Its frame that is the first here."""
+
+
 class Batch(NamedTuple):
     """Several of them."""
 
@@ -44,6 +53,12 @@ class Batch(NamedTuple):
     """[B] frames"""
     labels: Tensor
     """[B, S] tied states, ``IGNORE`` in padding"""
+    rows: tuple[Row, ...]
+    """B, what each is"""
+
+    def to(self, device: torch.device) -> Batch:
+        """With the tensors there."""
+        return Batch(self.mels.to(device), self.lens.to(device), self.labels.to(device), self.rows)
 
 
 def plan(items: Sequence[Item], seconds: float, generator: torch.Generator) -> list[list[int]]:
@@ -71,6 +86,7 @@ def make_batch(
 ) -> Batch:
     """Read some items; with ``config`` None, as for a look at dev, nothing is drawn: long ones are their first 15 s."""
     rows: list[tuple[Tensor, Tensor]] = []
+    parts: list[Row] = []
     for item in items:
         mels = features[item.name].float()
         states = labels[item.label].long()
@@ -86,12 +102,13 @@ def make_batch(
         if config is not None:
             mels = _masked(mels.clone(), config, generator)
         rows.append((mels, states[1::SUBSAMPLING]))
+        parts.append(Row(item, begin))
     lens = torch.tensor([len(m) for m, _ in rows])
     x = torch.nn.utils.rnn.pad_sequence([m for m, _ in rows], batch_first=True)  # [B, T, 80]
     y = torch.full((len(rows), n_steps(x.shape[1])), IGNORE)
     for b, (_, states) in enumerate(rows):
         y[b, : len(states)] = states
-    return Batch(x, lens, y)
+    return Batch(x, lens, y, tuple(parts))
 
 
 def _masked(x: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from valle.asr.hybrid.bootstrap import BootstrapConfig
 from valle.asr.hybrid.network import NetworkConfig
@@ -44,6 +44,8 @@ class TrainingConfig:
     """Minutes between checkpoints."""
     max_skipped: int = 20
     """So many steps in a row without a finite loss and gradient, each of them skipped, end the run with an error."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network trains; auto takes a GPU if there is one. Only on the CPU can a run be repeated bit for bit."""
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_seconds <= 0 or min(self.log_every, self.eval_every, self.max_skipped) < 1:
@@ -56,6 +58,49 @@ class TrainingConfig:
             raise ValleError(
                 f"label_smoothing is {self.label_smoothing:g} and ema_decay {self.ema_decay:g}; both must be at least "
                 "0 (off) and below 1"
+            )
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """How the network learns on, from sequences, when cross-entropy has done its part (``sequence``)."""
+
+    epochs: float = 0.0
+    """Times that it sees all recordings at all speeds; 0: no such training."""
+    budget_minutes: float = 0.0
+    """As of ``training``."""
+    lr: float = 2e-4
+    """Peak learning rate; the other options of the optimiser are those of cross-entropy."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0."""
+    ce_weight: float = 0.1
+    """Weight of cross-entropy beside the sequence criterion: the network goes on telling probabilities of states."""
+    l2: float = 0.0
+    """Half of this times the sum of the squares of a step's scores, less their mean, is added to the loss."""
+    chunk_seconds: float = 1.5
+    """Recordings are judged in pieces of so many seconds at most; 0: whole. The network sees them whole always."""
+    tolerance: int = 2
+    """Steps of 30 ms by which a unit may begin earlier or later than labelled."""
+    acoustic_scale: float = 0.6
+    """Weight of the network's log-likelihoods against the probabilities of what follows what, as in recognition."""
+    prior_scale: float = 0.8
+    """How much of the states' frequencies is taken off the network's answers, as in recognition."""
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.budget_minutes, self.warmup_steps, self.ce_weight, self.l2, self.tolerance) < 0:
+            raise ValleError(
+                "epochs, budget_minutes, warmup_steps, ce_weight, l2 and tolerance of the sequence training must be at "
+                f"least 0, not {self}; epochs = 0 leaves it out"
+            )
+        if self.lr <= 0 or self.acoustic_scale <= 0 or self.prior_scale < 0:
+            raise ValleError(
+                f"lr is {self.lr:g}, acoustic_scale {self.acoustic_scale:g} and prior_scale {self.prior_scale:g} of "
+                "the sequence training; the first two must be above 0, the last at least 0"
+            )
+        if self.chunk_seconds and self.chunk_seconds < 0.3:
+            raise ValleError(
+                f"chunk_seconds is {self.chunk_seconds:g}; it must be at least 0.3, or 0 for whole recordings; 1.5 is "
+                "usual"
             )
 
 
@@ -118,6 +163,8 @@ class HybridConfig:
     """How its weights move."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, on what."""
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    """Whether and how it then learns from sequences."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """The language model."""
 
@@ -125,19 +172,23 @@ class HybridConfig:
 _MAY_CHANGE = {
     *("out", "tune_seconds", "language"),  # the last stage makes anew what follows from them
     *(f"training.{name}" for name in ("epochs", "budget_minutes", "log_every", "eval_every", "checkpoint_minutes")),
-    "training.max_skipped",
+    *("training.max_skipped", "training.device"),
 }
 _OF_NETWORK = {"network", "optimiser", "training"}
+_OF_SEQUENCE = {"sequence.epochs", "sequence.budget_minutes"}  # may still change when that training has begun
+_BEFORE_SEQUENCE = {"training.epochs", "training.budget_minutes"}  # may not: it began with the weights they led to
 
 
-def identity(config: HybridConfig, *, has_network: bool) -> dict[str, Any]:
+def identity(config: HybridConfig, *, has_network: bool, has_sequence: bool = False) -> dict[str, Any]:
     """What a run cannot change half-way, since finished stages rest on it: options by name (``bootstrap.n_pdfs``).
 
     Args:
         config: of the run.
         has_network: whether its training has begun; before that, what only the network follows may change.
+        has_sequence: whether that from sequences has begun; before that, its options may change.
     """
     free = _MAY_CHANGE if has_network else _MAY_CHANGE | _OF_NETWORK
+    free = (free | _OF_SEQUENCE) - _BEFORE_SEQUENCE if has_sequence else free | {"sequence"}
     kept: dict[str, Any] = {}
     for name, value in to_dict(config).items():
         table = {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}

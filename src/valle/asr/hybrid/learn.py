@@ -1,4 +1,7 @@
-"""The network's training loop: cross-entropy on the labels, checkpoints, log, resume (``valle.train``'s parts)."""
+"""The network's training loop: a criterion, checkpoints, log, resume (``valle.train``'s parts).
+
+First the criterion is cross-entropy on the labels; ``valle.asr.hybrid.sequence`` has the one that may follow.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,7 @@ from valle.asr.hybrid.batches import IGNORE, Batch, Item, make_batch, plan
 from valle.asr.hybrid.config import HybridConfig
 from valle.asr.hybrid.network import Network
 from valle.asr.hybrid.store import TensorStore
+from valle.device import choose_device
 from valle.errors import ValleError
 from valle.train.checkpoint import (
     latest_checkpoint,
@@ -33,6 +38,40 @@ from valle.train.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 
+class Criterion(Protocol):
+    """What the network is trained by, and judged by on dev."""
+
+    def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The loss of logits [B, S, pdfs], and sums for the log: ``steps``, and of each other name over these."""
+
+    def judge(self, logits: Tensor, batch: Batch) -> dict[str, float]:
+        """Sums for dev, in the same way."""
+
+
+class CrossEntropy:
+    """How well each step's tied state is told, by itself."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        self.label_smoothing = label_smoothing
+
+    def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """See ``Criterion``."""
+        keep = batch.labels != IGNORE
+        answers, labels = logits[keep], batch.labels[keep]
+        loss = F.cross_entropy(answers, labels, label_smoothing=self.label_smoothing)
+        n = int(keep.sum())
+        right = float((answers.argmax(1) == labels).sum())
+        return loss, {"loss": float(loss.detach()) * n, "accuracy": right, "steps": n}
+
+    def judge(self, logits: Tensor, batch: Batch) -> dict[str, float]:
+        """See ``Criterion``; without smoothing."""
+        keep = batch.labels != IGNORE
+        answers, labels = logits[keep], batch.labels[keep]
+        total = float(F.cross_entropy(answers, labels, reduction="sum"))
+        right = float((answers.argmax(1) == labels).sum())
+        return {"loss": total, "accuracy": right, "steps": int(keep.sum())}
+
+
 class NetworkTraining:
     """The state of the run and its loop."""
 
@@ -45,14 +84,38 @@ class NetworkTraining:
         labels: TensorStore,
         train: Sequence[Item],
         dev: Sequence[Item],
+        *,
+        criterion: Criterion | None = None,
+        start: Network | None = None,
     ) -> None:
+        """
+        Args:
+            config: of the run; its ``optimiser`` and ``training`` say how.
+            folder: of this training.
+            n_pdfs: tied states.
+            features: mels of each recording at each speed.
+            labels: states of each recording's frames.
+            train: what to learn from.
+            dev: what to judge by.
+            criterion: None for cross-entropy.
+            start: the weights to begin with; None for random ones.
+
+        Raises:
+            ValleError: there is nothing to learn from, the checkpoint in ``folder`` is of another network, or there is
+                no such device.
+        """
         if not train:
             raise ValleError("no recording could be labelled, so there is nothing to train the network on")
         self.config, self.folder = config, folder
         self.features, self.labels = features, labels
         self.train, self.dev = train, dev
         torch.manual_seed(config.seed)
+        self.device = choose_device(config.training.device)
+        self.criterion = criterion or CrossEntropy(config.training.label_smoothing)
         self.network = Network(config.network, n_pdfs)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
+        self.network.to(self.device)
         self.optimizer = make_optimiser(self.network, config.optimiser)
         decay = config.training.ema_decay
         self.average = MovingAverage(self.network, decay) if decay else None
@@ -80,7 +143,7 @@ class NetworkTraining:
             return self._averaged()
         with (
             Tracker(
-                self.folder, self.total_steps, start_step=self.step, unit="s of speech", description="network"
+                self.folder, self.total_steps, start_step=self.step, unit="s of speech", description=self.folder.name
             ) as tracker,
             stop_signals() as told_to_stop,
         ):
@@ -133,7 +196,8 @@ class NetworkTraining:
         self.place += 1
         self.network.train()
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout
-        loss, right, n = self._loss(batch)
+        here = batch.to(self.device)
+        loss, sums = self.criterion.loss(self.network(here.mels, here.lens), here)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.max_grad_norm or math.inf)
@@ -146,7 +210,7 @@ class NetworkTraining:
             self.skipped_in_a_row = 0
         else:
             self._skip()
-        return {"loss": float(loss.detach()) * n, "accuracy": right, "steps": n}, float(batch.lens.sum()) / 100
+        return sums, float(batch.lens.sum()) / 100
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -160,19 +224,18 @@ class NetworkTraining:
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
-        """Loss and accuracy of the averaged weights on dev."""
+        """What the criterion says of the averaged weights on dev, a step."""
         self.network.eval()
-        total, right, n = 0.0, 0.0, 0
+        sums: dict[str, float] = {}
         generator = torch.Generator().manual_seed(0)
         with self.average.in_place() if self.average is not None else nullcontext():
             for chosen in plan(self.dev, self.config.training.batch_seconds, generator):
                 batch = make_batch([self.dev[i] for i in chosen], self.features, self.labels, None, generator)
-                logits = self.network(batch.mels, batch.lens)
-                keep = batch.labels != IGNORE
-                total += float(F.cross_entropy(logits[keep], batch.labels[keep], reduction="sum"))
-                right += float((logits[keep].argmax(1) == batch.labels[keep]).sum())
-                n += int(keep.sum())
-        return {"dev/loss": total / max(1, n), "dev/accuracy": right / max(1, n)}
+                batch = batch.to(self.device)
+                for name, value in self.criterion.judge(self.network(batch.mels, batch.lens), batch).items():
+                    sums[name] = sums.get(name, 0.0) + value
+        n = max(1.0, sums.pop("steps"))
+        return {f"dev/{name}": value / n for name, value in sums.items()}
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -209,7 +272,7 @@ class NetworkTraining:
         self.batches = self._plan()
 
     def _averaged(self) -> Network:
-        """A copy with the weights that are judged."""
+        """A copy on the CPU, with the weights that are judged."""
         out = Network(self.config.network, self.network.output.out_features)
         with self.average.in_place() if self.average is not None else nullcontext():
             out.load_state_dict({k: v.clone() for k, v in self.network.state_dict().items()})
@@ -223,13 +286,6 @@ class NetworkTraining:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         items = [self.train[i] for i in chosen]
         return make_batch(items, self.features, self.labels, self.config.training, generator)
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, float, int]:
-        logits = self.network(batch.mels, batch.lens)  # [B, S, pdfs]
-        keep = batch.labels != IGNORE
-        answers, labels = logits[keep], batch.labels[keep]
-        loss = F.cross_entropy(answers, labels, label_smoothing=self.config.training.label_smoothing)
-        return loss, float((answers.argmax(1) == labels).sum()), int(keep.sum())
 
     def _lr(self) -> float:
         """By steps, or by the clock where that is further on."""

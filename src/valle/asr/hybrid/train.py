@@ -1,7 +1,8 @@
 """``valle asr train CONFIG``: from recordings and their texts to a recogniser (paper §4.1, §5.1).
 
 Stages, each kept in ``out`` so that a run that was stopped goes on after the last that is complete: features, Gaussians
-(``bootstrap/``), labels, the network (``network/``), and last ``model/``, which is all that is needed afterwards.
+(``bootstrap/``), labels, the network by cross-entropy (``network/``) and, if wanted, from sequences (``sequence/``),
+and last ``model/``, which is all that is needed afterwards.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from valle.asr.hybrid.lm import Gram, NGrams, train_ngrams
 from valle.asr.hybrid.model import LM_FILE, WEIGHTS_FILE, HybridModel, ModelConfig
 from valle.asr.hybrid.network import Network
 from valle.asr.hybrid.recogniser import HybridRecogniser, load_graph
+from valle.asr.hybrid.sequence import SequenceLoss, phone_model
 from valle.asr.hybrid.store import TensorStore
 from valle.asr.hybrid.tune import Known, calibration, tuned
 from valle.asr.hybrid.units import Units
@@ -160,8 +162,10 @@ class _Run:
         if path.is_file() and not resume:
             raise ValleError(f"{self.out} already holds a run; continue it with --resume, or give another folder")
         if path.is_file():
-            trains = latest_checkpoint(self.out / "network" / "checkpoints") is not None
-            before, now = (identity(c, has_network=trains) for c in (_begun_with(path), config))
+            begun = [latest_checkpoint(self.out / n / "checkpoints") is not None for n in ("network", "sequence")]
+            before, now = (
+                identity(c, has_network=begun[0], has_sequence=begun[1]) for c in (_begun_with(path), config)
+            )
             require_same(before, now, self.out)
         check_parts(config.language)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -180,8 +184,15 @@ class _Run:
         store_features(self.features, [p.utterance for p in said_dev])
         model = self.bootstrap(said)
         self.label(model, said + said_dev)
-        model = self.add_network(model, said, said_dev, max_minutes)
-        return self.finish(model, said, said_dev)
+        model, minutes, is_done = self.add_network(model, said, said_dev, max_minutes)
+        after = None
+        if config.sequence.epochs:
+            left = max_minutes - minutes if max_minutes else 0.0
+            if is_done and (left > 0 or not max_minutes):
+                after = self.add_sequence(model, said, said_dev, left)
+            else:
+                self.tell("training from sequences begins when that by cross-entropy is done; go on with --resume")
+        return self.finish(model, after, said, said_dev)
 
     def bootstrap(self, said: Sequence[Phonemised]) -> HybridModel:
         """Gaussians and tree."""
@@ -231,8 +242,8 @@ class _Run:
 
     def add_network(
         self, model: HybridModel, said: Sequence[Phonemised], dev: Sequence[Phonemised], max_minutes: float
-    ) -> HybridModel:
-        """The network, as far as it is trained."""
+    ) -> tuple[HybridModel, float, bool]:
+        """The network as far as it is trained, minutes of this call's training, and whether that is all of it."""
         items = self.items(said, self.config.training.speeds)
         dev_items = self.items(dev, (1.0,))
         n_pdfs = model.config.n_pdfs
@@ -241,17 +252,60 @@ class _Run:
         )
         n = sum(p.numel() for p in training.network.parameters())
         self.tell(f"network of {n / 1e6:.2f} M parameters; {training.total_steps} steps")
+        started = time.monotonic()
         network: Network = training.run(max_minutes)
+        minutes = (time.monotonic() - started) / 60
         counts = np.zeros(n_pdfs)
         for p in said:
             if p.utterance.id in self.labels:
                 counts += np.bincount(self.labels[p.utterance.id].numpy(), minlength=n_pdfs)
         priors = torch.from_numpy(np.log((counts + 10) / (counts + 10).sum())).float()
         described = replace(model.config, network=network.config)
-        return HybridModel(described, model.pdfs, network, priors, model.gmm)
+        return HybridModel(described, model.pdfs, network, priors, model.gmm), minutes, training.is_done()
 
-    def finish(self, model: HybridModel, said: Sequence[Phonemised], dev: Sequence[Phonemised]) -> Path:
-        """Words, language model, graph, and the weights that are chosen on dev."""
+    def add_sequence(
+        self, model: HybridModel, said: Sequence[Phonemised], dev: Sequence[Phonemised], max_minutes: float
+    ) -> HybridModel:
+        """The network trained on from sequences, as far as it is."""
+        config, sequence = self.config, self.config.sequence
+        items = self.items(said, config.training.speeds)
+        phones = phone_model(self.labels, list(dict.fromkeys(i.label for i in items)), model.pdfs)
+        smoothing = config.training.label_smoothing
+        criterion = SequenceLoss(sequence, self.labels, model.pdfs, model.priors, phones, smoothing)
+        how = replace(
+            config,
+            optimiser=replace(config.optimiser, lr=sequence.lr, warmup_steps=sequence.warmup_steps),
+            training=replace(config.training, epochs=sequence.epochs, budget_minutes=sequence.budget_minutes),
+        )
+        training = NetworkTraining(
+            how,
+            self.out / "sequence",
+            model.config.n_pdfs,
+            self.features,
+            self.labels,
+            items,
+            self.items(dev, (1.0,)),
+            criterion=criterion,
+            start=model.network,
+        )
+        self.tell(f"training from sequences; {training.total_steps} steps")
+        network = training.run(max_minutes)
+        scales = replace(
+            model.config.decoding, acoustic_scale=sequence.acoustic_scale, prior_scale=sequence.prior_scale
+        )
+        return HybridModel(replace(model.config, decoding=scales), model.pdfs, network, model.priors, model.gmm)
+
+    def finish(
+        self, model: HybridModel, after: HybridModel | None, said: Sequence[Phonemised], dev: Sequence[Phonemised]
+    ) -> Path:
+        """Words, language model, graph, and what is chosen on dev: the weights, and which network.
+
+        Args:
+            model: as cross-entropy left it.
+            after: as training from sequences left it, if there was any.
+            said: what was learned from.
+            dev: what is chosen by.
+        """
         config = self.config
         sentences = [list(s) for s in dict.fromkeys(tuple(words_of(p.utterance.text or "", config.lang)) for p in said)]
         hours = sum(p.utterance.seconds for p in said) / 3600
@@ -278,18 +332,46 @@ class _Run:
             if seconds < config.tune_seconds and name_of(u) in self.features:
                 known.append(Known(self.features[name_of(u)].float(), by_id[u.id]))
                 seconds += u.seconds
+        if after is not None:
+            after = self.as_stored(after, model)
         if known:
-            by_gmm, told = tuned(HybridRecogniser(model, acoustics="gmm", graph=graph), known)
-            recogniser = HybridRecogniser(by_gmm.model, graph=graph)
-            recogniser, more = tuned(recogniser, known)
-            for line in [*told, *more]:
+            by_gmm = tuned(HybridRecogniser(model, acoustics="gmm", graph=graph), known)
+            decoding = by_gmm.recogniser.model.config.decoding
+            best = tuned(HybridRecogniser(by_gmm.recogniser.model, graph=graph), known)
+            for line in [*by_gmm.told, *best.told]:
                 self.tell(f"dev: {line}")
-            model = recogniser.model
-            sure = calibration(recogniser, known)
+            if after is not None:
+                after.config = replace(
+                    after.config, decoding=replace(after.config.decoding, gmm_scale=decoding.gmm_scale)
+                )
+                other = tuned(HybridRecogniser(after, graph=graph), known)
+                for line in other.told:
+                    self.tell(f"dev, from sequences: {line}")
+                chosen = "that from sequences" if other.error < best.error else "that by cross-entropy"
+                self.tell(
+                    f"dev: WER {100 * best.error:.2f} % by cross-entropy, {100 * other.error:.2f} % from sequences; "
+                    f"the network is {chosen}"
+                )
+                best = other if other.error < best.error else best
+            model = best.recogniser.model
+            sure = calibration(best.recogniser, known)
             model.config = replace(model.config, decoding=replace(model.config.decoding, calibration=sure))
+        elif after is not None:
+            self.tell("without recordings of dev to choose by, the network is that from sequences")
+            model = after
         model.save(folder)
         self.tell(f"{folder}: {model.fingerprint()}, {(folder / WEIGHTS_FILE).stat().st_size / 1e6:.1f} MB")
         return folder
+
+    def as_stored(self, after: HybridModel, model: HybridModel) -> HybridModel:
+        """A model with the words of another, and its weights in half precision, as they will be stored."""
+        assert after.network is not None, "it was trained"
+        for weight in after.network.parameters():
+            weight.data = weight.data.half().float()
+        described = replace(model.config, decoding=after.config.decoding)
+        out = HybridModel(described, model.pdfs, after.network, model.priors, model.gmm)
+        out.lexicon, out.folder = model.lexicon, model.folder
+        return out
 
     def lexicon(self, units: Units, words: Sequence[str], said: Sequence[Phonemised]) -> Lexicon:
         """Of all words, with how the transcripts say them."""

@@ -30,6 +30,17 @@ class Known(NamedTuple):
     """What is said."""
 
 
+class Tuned(NamedTuple):
+    """What ``tuned`` found."""
+
+    recogniser: HybridRecogniser
+    """With the weights that have fewest errors."""
+    error: float
+    """Its share of wrong words."""
+    told: list[str]
+    """What each trial had, in words."""
+
+
 def error_share(recogniser: HybridRecogniser, answers: Sequence[Tensor], known: Sequence[Known]) -> float:
     """Word error rate, without normalisation, from ``HybridRecogniser.answers`` of each."""
     heard = [recogniser.decode(recogniser.scaled(a)) for a in answers]
@@ -37,13 +48,15 @@ def error_share(recogniser: HybridRecogniser, answers: Sequence[Tensor], known: 
     return wrong / max(1, sum(len(k.words) for k in known))
 
 
-def tuned(recogniser: HybridRecogniser, known: Sequence[Known]) -> tuple[HybridRecogniser, list[str]]:
-    """The same recogniser with the weights that have fewest errors, and what each trial had, in words."""
+def tuned(recogniser: HybridRecogniser, known: Sequence[Known]) -> Tuned:
+    """The same recogniser with the weights that have fewest errors."""
     told: list[str] = []
+    least = 9.0
     answers = [recogniser.answers(k.mels) for k in known]
 
     def choose(name: str, values: Sequence[float], given: HybridRecogniser) -> HybridRecogniser:
-        best, least = given, 9.0
+        nonlocal least
+        best = given
         for value in values:
             trial = given.with_decoding(**{name: value})
             share = error_share(trial, answers, known)
@@ -53,9 +66,12 @@ def tuned(recogniser: HybridRecogniser, known: Sequence[Known]) -> tuple[HybridR
         return best
 
     if recogniser.acoustics == "gmm":
-        return choose("gmm_scale", GMM_SCALES, recogniser), told
-    recogniser = choose("acoustic_scale", SCALES, recogniser)
-    return choose("prior_scale", PRIORS, recogniser), told
+        recogniser = choose("gmm_scale", GMM_SCALES, recogniser)
+        return Tuned(recogniser, least, told)
+    own = recogniser.model.config.decoding  # those that the network was trained with come first
+    recogniser = choose("acoustic_scale", tuple(dict.fromkeys((own.acoustic_scale, *SCALES))), recogniser)
+    recogniser = choose("prior_scale", tuple(dict.fromkeys((own.prior_scale, *PRIORS))), recogniser)
+    return Tuned(recogniser, least, told)
 
 
 def calibration(recogniser: HybridRecogniser, known: Sequence[Known]) -> tuple[float, ...]:
