@@ -102,7 +102,10 @@ class HybridAligner:
         known = {w: self._pronunciations(w) for w in dict.fromkeys(words)}
         said = [known[w] for w in words]
         mels = fbank(wav)
-        found = align_words(self.model.scores(mels), said, self.model.pdfs, self.robust) if len(mels) >= 5 else None
+        found = None
+        if len(mels) >= 5:
+            scores, noise = self.model.scores(mels), self.model.units.has_noise
+            found = align_words(scores, said, self.model.pdfs, self.robust, noise)
         if found is None:
             raise ValleError(
                 f"the recording of {len(mels) / 100:.2f} s is too short to look for words in; give a longer one"
@@ -124,6 +127,8 @@ class HybridAligner:
     def align(self, wav: Tensor, phonemes: Sequence[int]) -> Alignment:
         """Frames of each phoneme, as ``Aligner.align`` tells them: silence before the first phone is counted to it.
 
+        Noise is counted as silence, since the inventory has no phoneme for it.
+
         Args:
             wav: [1, N] at 24 kHz.
             phonemes: S ids of the inventory ``inventory_version``.
@@ -141,7 +146,7 @@ class HybridAligner:
         mels = fbank(soxr.resample(wav[0].numpy(), PACK_RATE, SAMPLE_RATE))
         units, gaps = units_and_gaps(self.model.units, symbols)
         scores = self.model.scores(mels) if len(mels) >= 5 else np.zeros((0, self.model.config.n_pdfs), np.float32)
-        chain = utterance_chain(units, gaps, self.model.pdfs)
+        chain = utterance_chain(units, gaps, self.model.pdfs, self.model.units.has_noise)
         found = best_path(chain.graph(), scores) if len(scores) >= len(units) else None
         if found is None:
             raise ValleError(

@@ -1,6 +1,9 @@
 """From a flat start to labels: a monophone, a tree, and tied left biphones, all by Viterbi training.
 
 Rounds take the three phases of the steps in turn, so that three rounds have seen every frame.
+
+Where there is a unit for noise, it begins half-way through the monophone (``valle.asr.hybrid.noise``); from then on the
+best path chooses.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from valle.asr.hybrid.chain import Chain, best_path, utterance_chain
 from valle.asr.hybrid.features import SUBSAMPLING, cepstra, n_steps, spliced
 from valle.asr.hybrid.gmm import Gmm, discriminant
+from valle.asr.hybrid.noise import first_noise
 from valle.asr.hybrid.tree import ContextStatistics, grow_tree, monophone_table
 from valle.asr.hybrid.units import SILENCE_ID, Units
 from valle.errors import ValleError
@@ -41,6 +45,8 @@ class BootstrapConfig:
     """Directions of the discriminant analysis."""
     min_count: int = 60
     """Steps that a tied state must have seen."""
+    noise: bool = False
+    """Whether noise between words, such as breaths and clicks, has a unit of its own; without, it is silence."""
 
     def __post_init__(self) -> None:
         if sum(self.mono_rounds) < 1 or min(self.mono_rounds + self.tied_rounds) < 0:
@@ -104,12 +110,12 @@ def pdfs_of_path(chain: Chain, nodes: Sequence[int]) -> list[int]:
     return out
 
 
-def label(gmm: Gmm, pdfs: NDArray[np.int32], example: Spoken) -> Tensor | None:
+def label(gmm: Gmm, pdfs: NDArray[np.int32], example: Spoken, noise: bool = False) -> Tensor | None:
     """The pdf of every frame [T] int16, from the three phases; None where the text does not fit in."""
     n_frames = len(example.mels)
     if n_steps(n_frames, SUBSAMPLING - 1) < len(example.units):
         return None
-    chain = utterance_chain(example.units, example.gaps, pdfs)
+    chain = utterance_chain(example.units, example.gaps, pdfs, noise)
     graph = chain.graph()
     out = torch.zeros(n_frames, dtype=torch.int16)
     for phase in range(SUBSAMPLING):
@@ -128,9 +134,10 @@ class _Run:
         self.examples, self.units, self.config = examples, units, config
         self.cepstra = [cepstra(e.mels).half() for e in examples]
         self.started = time.monotonic()
+        self.noise = False  # until it has begun
 
     def monophone(self) -> Gmm:
-        table = monophone_table(len(self.units))
+        table = monophone_table(len(self.units), self.units.has_noise)
         gmm = Gmm.blank(2 * len(self.units), 39)
         n_rounds, number = sum(self.config.mono_rounds), 0
         rows: list[Tensor] = []
@@ -141,7 +148,12 @@ class _Run:
                 if not number:
                     rows = [_flat(f, e, table) for f, e in zip(x, self.examples, strict=True)]
                 else:
-                    rows = self._align(gmm, x, table, f"monophone {number + 1}/{n_rounds}")
+                    begun = None
+                    if self.units.has_noise and number == max(1, n_rounds // 2):
+                        self.noise = True
+                        begun = first_noise(x, self._align(gmm, x, table, "noise"), self.config.min_count)
+                        self.noise = begun is not None
+                    rows = begun or self._align(gmm, x, table, f"monophone {number + 1}/{n_rounds}")
                 if doubled and not repeat:
                     gmm.grow()
                 gmm.estimate(torch.cat(x), torch.cat(rows))
@@ -150,7 +162,7 @@ class _Run:
 
     def tied(self, mono: Gmm) -> Bootstrap:
         config = self.config
-        mono_table = monophone_table(len(self.units))
+        mono_table = monophone_table(len(self.units), self.units.has_noise)
         x = [mono.features(e.mels, 1) for e in self.examples]
         rows = self._align(mono, x, mono_table, "labels for the tree", contexts=True)
         lefts = self.lefts
@@ -191,7 +203,7 @@ class _Run:
         self.lefts: list[Tensor] = []
         total, n, n_lost = 0.0, 0, 0
         for features, example in zip(x, self.examples, strict=True):
-            chain = utterance_chain(example.units, example.gaps, table)
+            chain = utterance_chain(example.units, example.gaps, table, self.noise)
             found = best_path(chain.graph(), gmm.scores(features).numpy())
             if found is None:
                 rows.append(torch.full((len(features),), -1))

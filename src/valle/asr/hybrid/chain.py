@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle.asr.hybrid.units import SILENCE_ID
+from valle.asr.hybrid.units import NOISE_ID, SILENCE_ID
 from valle.data.sources import need
 
 NOWHERE = -1
-"""The owner of a node that belongs to no position: silence."""
+"""The owner of a node that belongs to no position: silence or noise."""
+
+NOISE_COST = 2.3
+"""Of noise where there may be silence: one pause in ten begins with it, and so does one silence in ten end."""
 
 _NO_PDF = -1  # of a joint: + 1, it is the label of a way that takes no step
 _BEAM = 300.0
@@ -50,6 +53,24 @@ class Chain:
     def add_joint(self) -> int:
         """A node that takes no step: where ways meet and part again."""
         return self.add(_NO_PDF, _NO_PDF, NOWHERE)
+
+    def add_pause(self, ways: Sequence[tuple[int, float]], pdfs: NDArray[np.int32], noise: bool) -> list[int]:
+        """Silence, and with ``noise`` noise too, each of which may follow the other; returns their nodes.
+
+        Args:
+            ways: the nodes before it, and what each way costs.
+            pdfs: [units, left, 2].
+            noise: whether a unit is noise (``Units.has_noise``).
+        """
+        quiet, *loud = (
+            self.add(int(pdfs[unit, SILENCE_ID, 0]), int(pdfs[unit, SILENCE_ID, 1]), NOWHERE)
+            for unit in (SILENCE_ID, NOISE_ID)[: 1 + noise]
+        )
+        self.ways += [(before, quiet, cost) for before, cost in ways]
+        for node in loud:
+            self.ways += [(before, node, cost + NOISE_COST) for before, cost in [*ways, (quiet, 0.0)]]
+            self.ways.append((node, quiet, 0.0))
+        return [quiet, *loud]
 
     def graph(self) -> Any:
         """As a transducer from pdfs + 1 to nodes + 1; joints have no label."""
@@ -85,23 +106,22 @@ def best_path(graph: Any, scores: NDArray[np.float32], beam: float = _BEAM) -> t
     return [n - 1 for n in nodes], -(weight.value1 + weight.value2)
 
 
-def utterance_chain(units: Sequence[int], gaps: Sequence[bool], pdfs: NDArray[np.int32]) -> Chain:
+def utterance_chain(units: Sequence[int], gaps: Sequence[bool], pdfs: NDArray[np.int32], noise: bool = False) -> Chain:
     """The units of a text one after the other, with optional silence at both ends and where there is a gap.
 
     Args:
         units: S ids.
         gaps: S, whether silence may follow a unit; the last may always be followed.
         pdfs: [units, left, 2].
+        noise: whether a unit is noise (``Units.has_noise``), which may be wherever silence may.
     """
     chain = Chain()
 
-    def silence(after: Sequence[int]) -> int:
-        node = chain.add(int(pdfs[SILENCE_ID, SILENCE_ID, 0]), int(pdfs[SILENCE_ID, SILENCE_ID, 1]), NOWHERE)
-        for n in after:
-            chain.ways.append((n, node, _SILENCE_COST))
-        return node
+    def silence(after: Sequence[int]) -> list[tuple[int, int]]:
+        nodes = chain.add_pause([(n, _SILENCE_COST) for n in after], pdfs, noise)
+        return [(n, SILENCE_ID) for n in nodes]
 
-    before: list[tuple[int, int]] = [(-1, SILENCE_ID), (silence([-1]), SILENCE_ID)]  # (node, the unit that it is)
+    before: list[tuple[int, int]] = [(-1, SILENCE_ID), *silence([-1])]  # (node, the unit that it is)
     is_gap = True
     for s, unit in enumerate(units):
         made: dict[int, int] = {}  # left unit -> node
@@ -113,6 +133,6 @@ def utterance_chain(units: Sequence[int], gaps: Sequence[bool], pdfs: NDArray[np
         before = [(node, unit) for node in made.values()]
         is_gap = gaps[s] or s == len(units) - 1
         if is_gap:
-            before.append((silence([n for n, _ in before]), SILENCE_ID))
+            before += silence([n for n, _ in before])
     chain.ends = [(node, 0.0) for node, _ in before]
     return chain

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from valle.asr.hybrid.chain import NOISE_COST
 from valle.asr.hybrid.lexicon import Lexicon, Pronunciation
 from valle.asr.hybrid.lm import BEGIN, END, UNKNOWN, NGrams
-from valle.asr.hybrid.units import SILENCE_ID
+from valle.asr.hybrid.units import NOISE_ID, SILENCE_ID
 from valle.data.sources import need
 from valle.errors import ValleError
 
@@ -39,7 +40,9 @@ class Graph(NamedTuple):
         return sum(self.fst.num_arcs(s) for s in range(self.fst.num_states))
 
 
-def build_graph(lexicon: Lexicon, lm: NGrams, pdfs: NDArray[np.int32], word_cost: float = 0.0) -> Graph:
+def build_graph(
+    lexicon: Lexicon, lm: NGrams, pdfs: NDArray[np.int32], word_cost: float = 0.0, noise: bool = False
+) -> Graph:
     """HCLG for words that the lexicon and the language model both have.
 
     Args:
@@ -47,6 +50,7 @@ def build_graph(lexicon: Lexicon, lm: NGrams, pdfs: NDArray[np.int32], word_cost
         lm: how they follow each other.
         pdfs: [units, left, 2].
         word_cost: added for each word.
+        noise: whether a unit is noise (``Units.has_noise``), which may be wherever silence may.
 
     Raises:
         ValleError: the two have no word in common.
@@ -57,7 +61,7 @@ def build_graph(lexicon: Lexicon, lm: NGrams, pdfs: NDArray[np.int32], word_cost
         raise ValleError("the lexicon and the language model have no word in common; are they of one language?")
     ids = {w: i + 1 for i, w in enumerate(words)}
     n_units = len(pdfs)
-    l_text, n_marks = _lexicon_text(lexicon, ids, n_units)
+    l_text, n_marks = _lexicon_text(lexicon, ids, n_units, noise)
     marks = list(range(n_units + 1, n_units + 1 + n_marks))
     l_fst = k.compile(l_text)
     k.arcsort(l_fst, "olabel")
@@ -93,8 +97,8 @@ def build_graph(lexicon: Lexicon, lm: NGrams, pdfs: NDArray[np.int32], word_cost
     return Graph(_with_loops(k, hclg, list(kinds)), words)
 
 
-def _lexicon_text(lexicon: Lexicon, ids: dict[str, int], n_units: int) -> tuple[str, int]:
-    """L with optional silence and marks that make it determinisable; labels are unit + 1, then marks #0, #1 ..."""
+def _lexicon_text(lexicon: Lexicon, ids: dict[str, int], n_units: int, noise: bool) -> tuple[str, int]:
+    """L with optional silence, noise, and marks that make it determinisable; labels are unit + 1, then marks #0 ..."""
     said: list[tuple[str, Pronunciation, float]] = [
         (word, p, -float(np.log(n))) for word in ids for p, n in lexicon[word] if p
     ]
@@ -102,10 +106,9 @@ def _lexicon_text(lexicon: Lexicon, ids: dict[str, int], n_units: int) -> tuple[
     begun = {p[:i] for _, p, _ in said for i in range(1, len(p))}
     used: Counter[Pronunciation] = Counter()
     first_mark = n_units + 1
-    start, loop, quiet, after = 0, 1, 2, 3
-    silence = SILENCE_ID + 1
+    start, loop, quiet, after, after_noise = 0, 1, 2, 3, 4
     lines: list[str] = [f"{start} {loop} 0 0 {_HALF}", f"{start} {quiet} 0 0 {_HALF}"]
-    n_states, most = 4, 0
+    n_states, most = 4 + noise, 0
     for word, p, cost in said:
         labels = [u + 1 for u in p]
         if same[p] > 1 or p in begun:
@@ -119,8 +122,12 @@ def _lexicon_text(lexicon: Lexicon, ids: dict[str, int], n_units: int) -> tuple[
         out, weight = (ids[word], cost) if at == loop else (0, 0.0)
         lines.append(f"{at} {loop} {labels[-1]} {out} {weight + _HALF}")
         lines.append(f"{at} {quiet} {labels[-1]} {out} {weight + _HALF}")
-    lines.append(f"{quiet} {after} {silence} 0")
+    lines.append(f"{quiet} {after} {SILENCE_ID + 1} 0")
     lines.append(f"{after} {loop} {first_mark + most + 1} 0")
+    if noise:
+        lines += [f"{n} {after_noise} {NOISE_ID + 1} 0 {NOISE_COST}" for n in (quiet, after)]
+        lines.append(f"{after_noise} {after} {SILENCE_ID + 1} 0")
+        lines.append(f"{after_noise} {loop} {first_mark + most + 1} 0")
     lines.append(f"{loop} {loop} {first_mark} {len(ids) + 1}")  # the back-off of G
     lines.append(f"{loop}")
     return "\n".join(lines) + "\n", most + 2

@@ -105,7 +105,8 @@ class HybridRecogniser:
         words = self.decode(scores)
         if not words:
             return [], None, []
-        alignment = align_words(scores, [self.pronunciations(w) for w in words], self.model.pdfs)
+        said = [self.pronunciations(w) for w in words]
+        alignment = align_words(scores, said, self.model.pdfs, noise=self.model.units.has_noise)
         if alignment is None:
             return [], None, []
         of_units = unit_log_posteriors(posteriors, self._unit_of_pdf)
@@ -203,7 +204,8 @@ def load_graph(model: HybridModel) -> Graph:
         kept = kaldifst.StdVectorFst.read(str(path)) if path.is_file() else None
         if kept is not None:  # NOTE a damaged file raises nothing, it is None
             return Graph(kept, [w for w in lm.words if w in model.lexicon], digest)
-        graph = build_graph(model.lexicon, lm, model.pdfs, model.config.decoding.word_cost)._replace(key=digest)
+        cost, noise = model.config.decoding.word_cost, model.units.has_noise
+        graph = build_graph(model.lexicon, lm, model.pdfs, cost, noise)._replace(key=digest)
         part = path.with_suffix(f".{os.getpid()}.part")
         if graph.fst.write(str(part)):  # NOTE nor does a folder that cannot be written
             part.replace(path)

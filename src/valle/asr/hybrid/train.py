@@ -199,7 +199,8 @@ class _Run:
         folder = self.out / "bootstrap"
         if (folder / WEIGHTS_FILE).is_file():
             return HybridModel.load(folder)
-        units = Units.seen_in([p.symbols for p in said], self.config.min_phone_count)
+        noise = self.config.bootstrap.noise
+        units = Units.seen_in([p.symbols for p in said], self.config.min_phone_count, noise)
         self.tell(f"{len(units)} units: {' '.join(units.names)}")
         by_id = {p.utterance.id: p for p in said}
         few: list[Phonemised] = []
@@ -227,7 +228,7 @@ class _Run:
                 for name in names:
                     bar.update()
                     spoken_so = units_and_gaps(model.units, by_id[name].symbols)
-                    yield label(gmm, model.pdfs, Spoken(self.features[name], *spoken_so))
+                    yield label(gmm, model.pdfs, Spoken(self.features[name], *spoken_so), model.units.has_noise)
 
             self.labels.fill(list(by_id), make, f"labels {model.fingerprint()}")
 

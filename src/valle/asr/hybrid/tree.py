@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from valle.asr.hybrid.units import SILENCE_ID, Units
+from valle.asr.hybrid.units import NOISE_ID, SILENCE_ID, Units
 
 N_PARTS = 2
 """The first step of a unit, and the rest."""
@@ -36,14 +36,21 @@ class ContextStatistics(NamedTuple):
         return cls(np.zeros(shape), np.zeros((*shape, n_features)), np.zeros((*shape, n_features)))
 
 
-def monophone_table(n_units: int) -> NDArray[np.int32]:
-    """The table of states that do not look to the left: pdf 2 * unit + part; [units, left, 2]."""
+def monophone_table(n_units: int, noise: bool = False) -> NDArray[np.int32]:
+    """The table of states that do not look to the left: pdf 2 * unit + part; [units, left, 2].
+
+    With ``noise`` both parts of that have its first pdf: it has no course of its own.
+    """
     pairs = np.arange(N_PARTS * n_units, dtype=np.int32).reshape(n_units, 1, N_PARTS)
+    if noise:
+        pairs[NOISE_ID] = N_PARTS * NOISE_ID
     return np.repeat(pairs, n_units, axis=1)
 
 
 def grow_tree(units: Units, statistics: ContextStatistics, n_leaves: int, min_count: float = 60.0) -> NDArray[np.int32]:
     """The pdf of each unit after each other: [units, left, 2], numbered from 0, silence's two first.
+
+    Silence and noise are not split. Noise has one pdf for both parts, or, where it is hardly heard, those of silence.
 
     Args:
         units: what they are.
@@ -56,20 +63,21 @@ def grow_tree(units: Units, statistics: ContextStatistics, n_leaves: int, min_co
     for q, (_, members) in enumerate(units.questions()):
         questions[q, list(members)] = True
     floor = _variance_floor(statistics)
+    hears_noise = units.has_noise and statistics.counts[NOISE_ID].sum() >= min_count
     leaves: list[tuple[int, int, NDArray[np.bool_]]] = []  # unit, part, lefts
     heap: list[tuple[float, int, int]] = []  # -gain, leaf, question
 
     def consider(leaf: int) -> None:
         unit, part, lefts = leaves[leaf]
-        if unit == SILENCE_ID:
+        if unit < units.first_phone:
             return
         gain, question = _best_split(statistics, unit, part, lefts, questions, min_count, floor)
         if gain > 0:
             heapq.heappush(heap, (-gain, leaf, question))
 
     for unit in range(n):
-        for part in range(N_PARTS):
-            leaves.append((unit, part, np.ones(n, bool)))
+        n_parts = int(hears_noise) if units.has_noise and unit == NOISE_ID else N_PARTS
+        leaves += [(unit, part, np.ones(n, bool)) for part in range(n_parts)]
     for leaf in range(len(leaves)):
         consider(leaf)
     while heap and len(leaves) < n_leaves:
@@ -82,13 +90,16 @@ def grow_tree(units: Units, statistics: ContextStatistics, n_leaves: int, min_co
     table = np.zeros((n, n, N_PARTS), np.int32)
     for pdf, (unit, part, lefts) in enumerate(leaves):
         table[unit, lefts, part] = pdf
+    if units.has_noise:
+        table[NOISE_ID] = table[NOISE_ID, :, :1] if hears_noise else table[SILENCE_ID]
     return table
 
 
 def units_of_pdfs(table: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Which unit each pdf belongs to: [pdfs]."""
+    """Which unit each pdf belongs to, the first of several: [pdfs]."""
     out = np.zeros(int(table.max()) + 1, np.int32)
-    out[table] = np.broadcast_to(np.arange(len(table), dtype=np.int32)[:, None, None], table.shape)
+    for unit in reversed(range(len(table))):
+        out[table[unit]] = unit
     return out
 
 

@@ -84,7 +84,8 @@ def calibration(recogniser: HybridRecogniser, known: Sequence[Known]) -> tuple[f
         heard = recogniser.decode(scores)
         if not heard:
             continue
-        found = align_words(scores, [recogniser.pronunciations(w) for w in heard], recogniser.model.pdfs)
+        said = [recogniser.pronunciations(w) for w in heard]
+        found = align_words(scores, said, recogniser.model.pdfs, noise=recogniser.model.units.has_noise)
         if found is None:
             continue
         of_units = unit_log_posteriors(posteriors, of_pdf)

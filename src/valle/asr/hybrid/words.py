@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from valle.asr.hybrid.chain import NOWHERE, Chain, best_path
+from valle.asr.hybrid.chain import Chain, best_path
 from valle.asr.hybrid.lexicon import Pronunciation
 from valle.asr.hybrid.units import SILENCE_ID
 
@@ -78,7 +78,7 @@ class WordAlignment(NamedTuple):
     likelihood: float
     """Of the path."""
     units: tuple[int, ...]
-    """The unit of each step; silence also where the speech is not in the text."""
+    """The unit of each step; silence also where there is noise, or the speech is not in the text."""
 
 
 def align_words(
@@ -86,6 +86,7 @@ def align_words(
     words: Sequence[Sequence[Pronunciation]],
     pdfs: NDArray[np.int32],
     robust: Robust | None = None,
+    noise: bool = False,
 ) -> WordAlignment | None:
     """The best way to say ``words`` in a recording; None where it has too few steps.
 
@@ -94,12 +95,13 @@ def align_words(
         words: of each word, its pronunciations.
         pdfs: [units, left, 2].
         robust: None where the text is exactly what is said.
+        noise: whether a unit is noise (``Units.has_noise``), which may be wherever silence may.
     """
     filler = scores.shape[1]
     if robust is not None:
         best = scores.max(1, keepdims=True) - robust.filler_step
         scores = np.concatenate([scores, best], axis=1)
-    chain, said = _chain(words, pdfs, robust, filler)
+    chain, said = _chain(words, pdfs, robust, filler, noise)
     found = best_path(chain.graph(), scores)
     if found is None:
         return None
@@ -113,12 +115,15 @@ class _Said(NamedTuple):
 
 
 def _chain(
-    words: Sequence[Sequence[Pronunciation]], pdfs: NDArray[np.int32], robust: Robust | None, filler: int
+    words: Sequence[Sequence[Pronunciation]],
+    pdfs: NDArray[np.int32],
+    robust: Robust | None,
+    filler: int,
+    noise: bool,
 ) -> tuple[Chain, list[_Said]]:
     """What may be said, with as many ways as words: where words may be left out, ways from one unit meet in a joint."""
     chain = Chain()
     said: list[_Said] = []
-    quiet_pdfs = (int(pdfs[SILENCE_ID, SILENCE_ID, 0]), int(pdfs[SILENCE_ID, SILENCE_ID, 1]))
     Way = tuple[int, int, float]  # node, its unit, cost so far
 
     def enter(ways: Sequence[Way], node: int, cost: float) -> int:
@@ -131,15 +136,16 @@ def _chain(
             of_unit.setdefault(way[1], []).append(way)
         return [(enter(same, chain.add_joint(), 0.0), unit, 0.0) for unit, same in of_unit.items()]
 
+    def pause(ways: Sequence[Way]) -> list[Way]:
+        nodes = chain.add_pause([(n, c + _PAUSE_COST) for n, _, c in ways], pdfs, noise)
+        return [(n, SILENCE_ID, 0.0) for n in nodes]
+
     def between(ways: list[Way]) -> list[Way]:
-        quiet = enter(ways, chain.add(*quiet_pdfs, NOWHERE), _PAUSE_COST)
         after: list[Way] = [(n, u, c + _PAUSE_COST) for n, u, c in ways]
-        after.append((quiet, SILENCE_ID, 0.0))
+        after += pause(ways)
         if robust is not None:
             other = enter(after, chain.add(filler, filler, FILLER), robust.filler_cost)
-            again = chain.add(*quiet_pdfs, NOWHERE)
-            chain.ways.append((other, again, _PAUSE_COST))
-            after += [(other, SILENCE_ID, _PAUSE_COST), (again, SILENCE_ID, 0.0)]
+            after += [(other, SILENCE_ID, _PAUSE_COST), *pause([(other, SILENCE_ID, 0.0)])]
         return after if robust is None else joined(after)
 
     ways: list[Way] = between([(-1, SILENCE_ID, 0.0)])
