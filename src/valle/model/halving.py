@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 _MANY_ROWS = 32
 """From here on two threads by fp32 are faster than one by fp16: FBGEMM's product has one."""
 
