@@ -1,9 +1,9 @@
 """How fast it runs here: the AR in tokens a second, the NAR in seconds, the codec against real time.
 
 The task is always the same one, so that machines and systems compare: a prompt of 3 s (225 frames), 100 phonemes, and
-for the NAR the seven passes over 4 s (300 frames) of speech. Weights are random, fp32, eager, those of the AR read as
-if they were stored (``valle.model.halving``): only sizes matter. A number is the median of some repeats after a
-warm-up. At 75 tokens a second the AR is as fast as speech.
+for the NAR all its passes (the paper's: seven) over 4 s (300 frames) of speech. Weights are random, fp32, eager, those
+of the AR read as if they were stored (``valle.model.halving``): only sizes matter. A number is the median of some
+repeats after a warm-up. At 75 tokens a second the AR is as fast as speech.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ Configs = tuple[ARConfig, NARConfig]
 
 
 def configs(size: str) -> Configs:
-    """The paper's models, or those of configs/default.toml; installed without it, those embedded.
+    """The paper's models, or those of configs/default.toml; installed without it, those embedded, which are the same.
+
+    What is timed is speaking without an alignment, which costs nothing to speak of.
 
     Raises:
         ValleError: there is neither a default configuration nor an embedded model.
@@ -60,17 +62,15 @@ def configs(size: str) -> Configs:
         from valle.train.config import load_train_config
 
         config = load_train_config(path)
-        return (
-            from_dict(ARConfig, {**config.ar.model, "n_phonemes": n_phonemes}, f"{path} [ar.model]"),
-            from_dict(NARConfig, {**config.nar.model, "n_phonemes": n_phonemes}, f"{path} [nar.model]"),
-        )
+        known = {"n_phonemes": n_phonemes, "alignment": False}
+        ar = from_dict(ARConfig, {**config.ar.model, **known}, f"{path} [ar.model]")
+        return ar, from_dict(NARConfig, {**config.nar.model, **known}, f"{path} [nar.model]")
     if not (EMBEDDED / "ar" / "config.json").is_file():
         raise ValleError("there is no configs/default.toml and no embedded model to take the default size from")
-    ar, nar = (json.loads((EMBEDDED / name / "config.json").read_text(encoding="utf-8")) for name in ("ar", "nar"))
-    # What is timed is speaking without an alignment, which costs nothing to speak of.
+    own = {name: json.loads((EMBEDDED / name / "config.json").read_text(encoding="utf-8")) for name in ("ar", "nar")}
     return (
-        replace(from_dict(ARConfig, ar, "the embedded AR model"), alignment=False, phoneme_kinds=()),
-        replace(from_dict(NARConfig, nar, "the embedded NAR model"), alignment=False),
+        replace(from_dict(ARConfig, own["ar"], "the embedded AR model"), alignment=False, phoneme_kinds=()),
+        replace(from_dict(NARConfig, own["nar"], "the embedded NAR model"), alignment=False),
     )
 
 
