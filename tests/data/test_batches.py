@@ -48,6 +48,22 @@ def test_an_epoch_is_every_utterance_once(split, seed, epoch, join):
     assert batches == BatchSampler(split, config, seed=seed).plan(epoch)  # a function of seed and epoch alone
 
 
+@pytest.mark.parametrize(("fraction", "n"), [(0.5, 6), (0.25, 3), (0.01, 1)])
+def test_a_fraction_is_always_the_same_even_choice(split, fraction, n):
+    usable = BatchSampler(split, CONFIG).usable
+    assert len(usable) == 13
+    sampler = BatchSampler(split, replace(CONFIG, fraction=fraction), seed=1)
+    chosen = sorted(utterances(sampler.plan(0)))
+    assert len(chosen) == n
+    assert set(chosen) < set(usable)
+    assert chosen == sorted(utterances(sampler.plan(7)))
+    assert chosen == sorted(utterances(BatchSampler(split, replace(CONFIG, fraction=fraction), seed=2).plan(0)))
+    assert sorted(utterances(sampler.sorted_plan())) == usable  # what is judged is all of it
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValleError, match="fraction"):
+            replace(CONFIG, fraction=wrong)
+
+
 def test_joins_happen_and_epochs_differ(split):
     sampler = BatchSampler(split, CONFIG, seed=1)
     assert any(len(example) > 1 for batch in sampler.plan(0) for example in batch)

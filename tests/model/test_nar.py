@@ -181,6 +181,21 @@ def test_ablations_without_prompt_or_phonemes(n_phonemes, n_prompt):
 # Learning
 
 
+@pytest.mark.parametrize("base", [VARIANTS[0], ONE_PASS])
+@pytest.mark.parametrize(("prompts", "n_phonemes"), [("phonemes", 6), ("none", 0)])
+def test_an_ablated_model_reads_what_is_left_and_nothing_else(base, prompts, n_phonemes):
+    model = make(dataclasses.replace(base, prompts=prompts))
+    left = logits_of(make(base), make_batch(n_phonemes=n_phonemes, n_prompt=0), 4)
+    torch.testing.assert_close(logits_of(model, make_batch(), 4), left, atol=1e-5, rtol=1e-4)
+
+
+def test_ablations_exclude_what_reads_the_rest():
+    with pytest.raises(ValleError, match="prompt_summary"):
+        dataclasses.replace(VARIANTS[0], prompts="phonemes", prompt_summary=True)
+    with pytest.raises(ValleError, match="alignment = false"):
+        dataclasses.replace(VARIANTS[0], prompts="none", alignment=True)
+
+
 def test_loss_is_on_the_chosen_frames_of_the_target_alone():
     model = make()
     batch = make_batch(padding=-100)

@@ -71,10 +71,14 @@ class BatchConfig:
     """Two lengths: rows above the first are cropped at random to a length between them, and utterances above
     max_seconds are cropped in place of being left out; the paper has [10, 20]. Needs an aligned pack. Empty: rows are
     whole."""
+    fraction: float = 1.0
+    """Share of the utterances that is learnt from, an even choice of them, always the same: for learning curves."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds < self.max_seconds:
             raise ValleError(f"min_seconds is {self.min_seconds}, max_seconds {self.max_seconds}; it must be below")
+        if not 0 < self.fraction <= 1:
+            raise ValleError(f"fraction is {self.fraction:g}; it must be above 0 and at most 1, all utterances")
         if not 0 <= self.join_same_speaker < 1:
             raise ValleError(f"join_same_speaker is {self.join_same_speaker}; it is a probability, from 0 to below 1")
         if self.crop_seconds:
@@ -136,6 +140,9 @@ class BatchSampler:
                 f"none of the {len(self.frames)} utterances lasts from {config.min_seconds:g} to "
                 f"{config.max_seconds:g} s; widen min_seconds and max_seconds"
             )
+        share = config.fraction
+        chosen = [i for n, i in enumerate(self.usable) if math.floor((n + 1) * share) > math.floor(n * share)]
+        self.learnt = chosen or self.usable[:1]
         self.epoch, self.index = 0, 0  # of the next batch of rank 0
         self._plans: dict[int, list[list[Example]]] = {}
 
@@ -211,7 +218,7 @@ class BatchSampler:
 
     def _join(self, rng: random.Random) -> list[Example]:
         """Every usable utterance once, in random order, some joined with others of their speaker."""
-        order = list(self.usable)
+        order = list(self.learnt)
         rng.shuffle(order)
         if not self.config.join_same_speaker:
             return [(i,) for i in order]

@@ -59,6 +59,9 @@ class NARConfig:
     """The transformer's size."""
     tie_weights: bool = True
     """The output layer of stage j is the embedding of codebook j, as in the paper; False gives it its own weights."""
+    prompts: Literal["both", "phonemes", "none"] = "both"
+    """What is read besides the codes of the target: phonemes and the acoustic prompt, phonemes alone, or neither. The
+    latter two are the paper's ablations (§5.3)."""
     prompt_frames: int = 225
     """Length of the prompts drawn in training, 3 s; an utterance shorter than two of them gives half of itself."""
     prompt_mode: Literal["segment", "prefix"] = "segment"
@@ -114,6 +117,13 @@ class NARConfig:
             )
         if not 0 <= self.prompt_dropout < 1:
             raise ValleError(f"prompt_dropout is {self.prompt_dropout}; it must be at least 0 (off) and below 1")
+        if self.prompts != "both" and (self.prompt_summary or self.prompt_heads or self.complete_by == "prompt"):
+            raise ValleError(
+                f'prompts = "{self.prompts}" leaves the acoustic prompt out, which prompt_summary, prompt_heads and '
+                'complete_by = "prompt" read; leave these out too'
+            )
+        if self.prompts == "none" and self.alignment:
+            raise ValleError('prompts = "none" leaves the phonemes out, which alignment reads; set alignment = false')
         if self.codebook_dim and not self.one_pass:
             raise ValleError("codebook_dim is for a NAR with one_pass = true; leave it 0 or set one_pass")
         if self.complete_by != "codes" and not self.codebook_dim:
@@ -347,6 +357,8 @@ class NAR(nn.Module):
         is_phoneme = padding_mask(batch.phoneme_lens, batch.phonemes.shape[1])  # [B, S]
         is_prompt = padding_mask(batch.prompt_lens, batch.prompt_codes.shape[2])  # [B, T']
         is_target = padding_mask(batch.code_lens, batch.codes.shape[2])  # [B, T]
+        is_phoneme &= self.config.prompts != "none"
+        is_prompt &= self.config.prompts == "both"
         if self.training and self.config.prompt_dropout > 0:
             is_prompt &= torch.rand(len(is_prompt), 1, device=is_prompt.device) >= self.config.prompt_dropout
         text = self.phoneme_emb(batch.phonemes.where(is_phoneme, 0))  # [B, S, D]
