@@ -301,7 +301,7 @@ def test_phones_too_long_to_crop(tmp_path):
         assert examples[0] in (Part(0, 0, 1, 0, 60), Part(0, 2, 3, 360, 420))
         assert examples[2] == 2  # no shorter crop of at least 1 s
         assert examples[3] == 3
-    sampler.usable = [1]
+    sampler.learnt = [1]
     with pytest.raises(ValleError, match="without cutting a phone"):
         next(sampler)
 
@@ -323,4 +323,4 @@ def test_without_crops_all_is_as_it_was(split):
     assert BatchSampler(split, CONFIG, seed=7).plan(3) == before
     old = {"max_frames": 150, "min_seconds": 0.2, "max_seconds": 1.5, "join_same_speaker": 0.6, "bucket_noise": 0.1}
     assert from_dict(BatchConfig, old) == CONFIG
-    assert to_dict(CONFIG) == {**old, "crop_seconds": ()}
+    assert to_dict(CONFIG) == {**old, "crop_seconds": (), "fraction": 1.0}
