@@ -113,6 +113,17 @@ def test_optimizer_resumes_bit_for_bit(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimizers_kernels_are_those_of_the_device_that_resumes(fused):
+    model = Tied()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=not fused)
+    steps(model, optimizer, 1)
+    other = torch.optim.AdamW(model.parameters(), fused=fused)
+    restore_optimizer(other, *optimizer_tensors(optimizer))
+    assert other.param_groups[0]["fused"] is fused
+    steps(model, other, 1)
+
+
 def test_optimizer_of_another_model_is_refused():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -33,7 +33,6 @@ N_AGES = 32
 MAX_AGE = 75
 """Most frames of a symbol when speaking, 1 s; the pointer then moves."""
 
-_KERNEL = 5
 _THRESHOLD = (0.3, 0.7)  # a symbol lasts until the probability that it still goes on falls below a draw from here
 
 
@@ -103,17 +102,21 @@ class PhonemeContext(nn.Module):
     The vectors have the size of embeddings (``valle.model.transformer``), to be added to those of codes.
     """
 
-    def __init__(self, n_phonemes: int, dim: int, n_layers: int = 2) -> None:
+    n_layers = 2
+    kernel_size = 5
+
+    def __init__(self, n_phonemes: int, dim: int) -> None:
         super().__init__()
         self.end_id = n_phonemes
         self.emb = Embedding(n_phonemes + 1, dim)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(n_layers))
-        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, _KERNEL, padding=_KERNEL // 2) for _ in range(n_layers))
+        kernel = self.kernel_size
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(self.n_layers))
+        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2) for _ in range(self.n_layers))
         self.scale = dim**-0.5
         for conv in self.convs:
             assert isinstance(conv, nn.Conv1d)
             assert conv.bias is not None
-            nn.init.normal_(conv.weight, std=(_KERNEL * dim) ** -0.5)
+            nn.init.normal_(conv.weight, std=(kernel * dim) ** -0.5)
             nn.init.zeros_(conv.bias)
 
     def forward(self, phonemes: Tensor, phoneme_lens: Tensor) -> Tensor:

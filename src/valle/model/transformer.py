@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from valle.errors import ValleError
 from valle.model.halving import Halvable, Linear
@@ -191,6 +192,9 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, adaptive) for layer in range(config.n_layers))
         self.norm = (AdaptiveNorm if adaptive else Norm)(config.dim) if config.norm == "pre" else None
+        self.checkpointing = False
+        """Keep only the input of each block in training, and compute the rest again for the gradient: less memory, more
+        time, the same numbers, dropout included. A matter of the run, not of the model."""
         self._initialise(config.n_layers)
 
     @torch.no_grad()
@@ -227,7 +231,10 @@ class Transformer(nn.Module):
         assert not causal or cache is None or cache.length == 0, "causal needs an empty cache"
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, mask, causal, condition, cache)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, causal, condition, cache, use_reentrant=False)
+            else:
+                x = block(x, mask, causal, condition, cache)
         if cache is not None:
             cache.length += x.shape[1]
         return x if self.norm is None else self.norm(x, condition)

@@ -170,6 +170,9 @@ def restore_optimizer(
         # NOTE load_state_dict keeps a tensor that already fits, and what was loaded may be a view of a file.
         entries.setdefault(index, {})[name] = tensor.clone()
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):
+        if "fused" in own:
+            group["fused"] = own["fused"]  # as this device has it, not the one that the checkpoint was written on
     try:
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
     except ValueError as error:

@@ -46,13 +46,22 @@ class RunConfig:
     keep: int = 2
     """Checkpoints that stay."""
     max_skipped: int = 20
-    """So many steps in a row without a finite loss and gradient, each of them skipped, end the run with an error."""
+    """So many steps in a row without a finite loss and gradient, or above max_spike, each of them skipped, end the run
+    with an error."""
+    max_spike: float = 0.0
+    """A step whose gradient has a norm above so many times the median of the last 100 accepted is skipped; 0: none is.
+    Norms in the logs of healthy runs stayed below 2.5 times it; 10 is ample."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block of the transformer, and compute the rest again for the gradient: a third more
+    work for a small part of the memory (``valle train plan`` tells how much). Losses and gradients stay the same."""
 
     def __post_init__(self) -> None:
         if min(self.max_steps, self.accumulate, self.log_every, self.eval_every, self.checkpoint_every, self.keep) < 1:
             raise ValleError(f"max_steps, accumulate, keep and the *_every of a run must be at least 1, not {self}")
         if not 0 <= self.ema_decay < 1:
             raise ValleError(f"ema_decay is {self.ema_decay}; it must be 0 (off) or below 1, such as 0.999")
+        if self.max_spike and not self.max_spike > 1:
+            raise ValleError(f"max_spike is {self.max_spike}; it must be 0 (off) or above 1, such as 10")
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,21 @@ from valle.train.checkpoint import (
     save_checkpoint,
 )
 from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
+from valle.train.devices import measure_peak
 from valle.train.distributed import join_ranks
 from valle.train.ema import MovingAverage
+from valle.train.flops import Work
 from valle.train.lora import LoraConfig, add_lora, whole_weights
 from valle.train.optimiser import lr_at, make_optimiser
 from valle.train.signals import stop_signals
-from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, pair_to_speak, validate
+from valle.train.spikes import SpikeGuard
+from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, model_values, pair_to_speak, validate
+from valle.train.throughput import Throughput
 from valle.train.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("train/loss", "train/top10", "train/lr", "train/tokens_per_s")
+SHOWN = ("train/loss", "train/top10", "train/lr", "train/tokens_per_s", "train/mfu")
 """What stands beside the progress bar."""
 
 _STEPS_AHEAD = 4  # read while a GPU computes
@@ -111,6 +115,7 @@ class _Input(NamedTuple):
     batches: list[Any]
     n_tokens: list[int]
     n_frames: int
+    work: Work
     position: dict[str, Any]  # of the sampler afterwards
 
 
@@ -136,7 +141,7 @@ class Trainer:
         self.pair = pair_to_speak(self.dev)
 
         torch.manual_seed(config.seed)
-        self.task: Task[Any] = make_task(kind, self._model_config(), self.pack.info)
+        self.task: Task[Any] = make_task(kind, model_values(kind, self.task_config), self.pack.info)
         self.model: nn.Module = self.task.model.to(self.device)
         if self.task_config.codebooks and not self.task_config.init:
             self.task.model.begin_with(self._codebooks())
@@ -146,6 +151,7 @@ class Trainer:
             self.task.model.set_codebooks(self._codebooks())  # those of the pack's codec, also after init
         if self.task_config.lora.rank:
             add_lora(self.model, self.task_config.lora)
+        self.task.model.transformer.checkpointing = self.run_config.activation_checkpointing
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimiser(self.model, self.task_config.optimiser)
         decay = self.run_config.ema_decay
@@ -157,6 +163,8 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.best: float | None = None  # loss on dev
         self.position = self.sampler.state_dict()  # after the last step; the sampler may be ahead of it
+        self.guard = SpikeGuard(self.run_config.max_spike)
+        self.throughput = Throughput(self.ranks.size)
         self._generator = torch.Generator()
         self._inputs: Iterator[_Input] | None = None
 
@@ -194,6 +202,7 @@ class Trainer:
             "step": self.step,
             "minutes": self.minutes,
             "skipped": [self.skipped, self.skipped_in_a_row],
+            "norms": self.guard.state(),
             "best": self.best,
             "sampler": self.position,
             "optimizer": optimizer_state,
@@ -212,6 +221,7 @@ class Trainer:
             self.average.load(tensors["average"], state["average_updates"])
         self.step, self.minutes = state["step"], state["minutes"]
         self.skipped, self.skipped_in_a_row = state["skipped"]
+        self.guard.load(state.get("norms", ()))  # older checkpoints have none
         self.best = state["best"]
 
     def _identity(self) -> dict[str, Any]:
@@ -237,10 +247,11 @@ class Trainer:
         """Train to the end, or until told to stop."""
         run = self.run_config
         means = MeanMetrics()
-        started = last_save = time.monotonic()
         minutes_before, saved_step, validated_step = self.minutes, self.step, -1
         with self._tracker() as tracker, stop_signals() as stop:
             self._greet(tracker)
+            started = last_save = time.monotonic()
+            self.throughput.restart()
             while True:
                 sitting = (time.monotonic() - started) / 60
                 told = bool(stop) or 0 < run.max_minutes <= sitting
@@ -248,13 +259,13 @@ class Trainer:
                 is_done = self.step >= run.max_steps or 0 < run.budget_minutes <= self.minutes
                 if stops or is_done:
                     break
-                n_frames, numbers = self.train_step(means)
+                numbers = self.train_step(means)
                 self.step += 1
                 if tracker is not None:
-                    tracker.advance(self.step, n_frames)
+                    tracker.advance(self.step)
                     if self.step % run.log_every == 0:
-                        rate = {"train/tokens_per_s": tracker.rate(), "train/epoch": self.position["epoch"]}
-                        tracker.log(self.step, means.take("train") | numbers | rate, show=SHOWN)
+                        numbers |= {**self.throughput.take(), "train/epoch": self.position["epoch"]}
+                        tracker.log(self.step, means.take("train") | numbers, show=SHOWN)
                 if self.step % run.eval_every == 0:
                     self.validate(tracker)
                     validated_step = self.step
@@ -270,18 +281,21 @@ class Trainer:
                 ended = "finished" if is_done else "stopped; continue with --resume"
                 tracker.note(f"{self.kind}: {ended} at step {self.step} after {self.minutes:.1f} minutes")
 
-    def train_step(self, means: MeanMetrics) -> tuple[int, dict[str, float]]:
+    def train_step(self, means: MeanMetrics) -> dict[str, float]:
         """One optimiser step.
 
         Returns:
-            Frames of codebook 1 that all ranks saw, and numbers for the log.
+            Numbers for the log.
 
         Raises:
-            ValleError: too many steps in a row had no finite gradient.
+            ValleError: too many steps in a row had no finite gradient, or one that was too large.
         """
-        run, config = self.run_config, self.task_config.optimiser
-        seeds, batches, n_tokens, n_frames, self.position = self._next_input()
-        all_frames, all_tokens = self.ranks.total([n_frames, sum(n_tokens)])
+        config = self.task_config.optimiser
+        began = time.perf_counter()
+        seeds, batches, n_tokens, n_frames, work, self.position = self._next_input()
+        waited = time.perf_counter() - began
+        all_tokens, all_frames, *all_work, all_waited = self.ranks.total([sum(n_tokens), n_frames, *work, waited])
+        self.throughput.add(all_frames, Work(*all_work), all_waited)
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -292,26 +306,43 @@ class Trainer:
             torch.autograd.backward(loss * (n / max(1.0, all_tokens)))
             means.add(metrics)
         self.ranks.sum_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
+        # A loss that is not finite makes the norm so.
+        norm = self._agreed(float(nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)))
         lr = lr_at(self.step, self._total_steps(), config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # A loss that is not finite makes the norm so, and the norm is the same on all ranks.
-        if bool(torch.isfinite(norm)):
+        if self.guard.accepts(norm):
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
             self.skipped_in_a_row = 0
         else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            logger.warning("step %d has no finite gradient and is skipped", self.step + 1)
-            if self.skipped_in_a_row >= run.max_skipped:
-                raise ValleError(
-                    f"{self.skipped_in_a_row} steps in a row up to step {self.step + 1} had no finite gradient; lower "
-                    f"the learning rate ({config.lr:g}) or set precision to fp32 (it is {self.precision})"
-                )
-        return int(all_frames), {"train/lr": lr, "train/grad_norm": float(norm), "train/skipped": self.skipped}
+            self._skip(norm)
+        return {"train/lr": lr, "train/grad_norm": norm, "train/skipped": self.skipped}
+
+    def _agreed(self, norm: float) -> float:
+        """The gradient's norm, the same number on all ranks where it is compared with others."""
+        # On devices of two kinds it might differ in the last digit, and one rank would make a step that another skips.
+        return self.ranks.total([norm])[0] / self.ranks.size if self.guard.max_spike else norm
+
+    def _skip(self, norm: float) -> None:
+        """Count a step that is not made.
+
+        Raises:
+            ValleError: it is one too many in a row.
+        """
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        lr, max_spike = self.task_config.optimiser.lr, self.run_config.max_spike
+        if math.isfinite(norm):
+            what = f"a gradient above max_spike = {max_spike:g} times the median of those before"
+            cure = f"lower the learning rate ({lr:g}), look at the data, or raise max_spike"
+        else:
+            what = "no finite gradient"
+            cure = f"lower the learning rate ({lr:g}) or set precision to fp32 (it is {self.precision})"
+        logger.warning("step %d has %s (its norm is %.3g) and is skipped", self.step + 1, what, norm)
+        if self.skipped_in_a_row >= self.run_config.max_skipped:
+            raise ValleError(f"{self.skipped_in_a_row} steps in a row up to step {self.step + 1} had {what}; {cure}")
 
     def _next_input(self) -> _Input:
         """What this rank reads in the present step; on a GPU it is made ready while the steps before are computed."""
@@ -322,15 +353,16 @@ class Trainer:
         return next(self._inputs)
 
     def _make_input(self, step: int) -> _Input:
-        seeds, batches, n_frames = [], [], 0
+        seeds, batches, n_frames, work = [], [], 0, Work(0, 0, 0)
         for micro in range(self.run_config.accumulate):
             seeds.append(self._seed(step, micro * self.ranks.size + self.ranks.rank))
             rows = collate(self.split, next(self.sampler))
             batch = self.task.make_batch(rows, self._generator.manual_seed(seeds[-1]))
+            work = work.plus(self.task.work(batch))
             batches.append(self.task.pinned(batch) if self.device.type == "cuda" else batch)
             n_frames += int(rows.code_lens.sum())
         n_tokens = [self.task.n_tokens(batch) for batch in batches]
-        return _Input(seeds, batches, n_tokens, n_frames, self.sampler.state_dict())
+        return _Input(seeds, batches, n_tokens, n_frames, work, self.sampler.state_dict())
 
     def validate(self, tracker: Tracker | None) -> None:
         """Judge the weights on dev, keep them if they are the best, and let them speak."""
@@ -350,7 +382,7 @@ class Trainer:
                     self._speak(tracker)
                 except Exception as error:  # a sample is a comfort: no failure of it may end the run
                     tracker.note(f"no sample at step {self.step}: {error}")
-        tracker.restart_clock()
+        self.throughput.restart()
 
     def _keep_best(self, values: dict[str, float]) -> None:
         """Write ``best/`` anew, as a model that ``load_weights`` reads."""
@@ -413,6 +445,8 @@ class Trainer:
             f"{self.kind}: {n:.1f} M parameters, {hours:.2f} h of speech, {self.device}, {self.precision}, "
             f"{self.ranks.size} x {self.run_config.accumulate} batches of up to {self.sampler.config.max_frames} frames"
         )
+        self.throughput.peak = measure_peak(self.device, self.precision)
+        tracker.note(f"mfu is a share of what products reach here, {self.throughput.peak / 1e12:.3g} TFLOP/s a device")
         if self.sampler.left_out:
             tracker.note(f"utterances left out as too short or too long: {self.sampler.left_out}")
         if self.codec is not None and self.pair is None:
@@ -464,11 +498,6 @@ class Trainer:
         self.pack.require(codec_fingerprint=codec.fingerprint())
         codebooks: Tensor = codec.codebooks()
         return codebooks
-
-    def _model_config(self) -> dict[str, Any]:
-        """The configuration's, or where it has none that of the model to begin with."""
-        given, init = self.task_config.model, self.task_config.init
-        return given if given or not init else load_weights(self.kind, part_of(init, self.kind)).config_dict()
 
     def _begin_with(self, init: str) -> None:
         """Take the weights of another model; modules that it does not have at all (a new option's) begin at random.

@@ -23,7 +23,9 @@ from valle.model.alignment import frame_index
 from valle.model.ar import AR, ARBatch, ARConfig
 from valle.model.nar import NAR, NARBatch, NARConfig, draw_prompt, draw_stage
 from valle.model.sampling import SamplingConfig
-from valle.train.config import Kind
+from valle.pretrained import part_of
+from valle.train.config import Kind, TaskConfig
+from valle.train.flops import BatchShape, Work, row_length, training_flops
 
 Batch = TypeVar("Batch")
 Metrics = dict[str, Tensor]
@@ -60,6 +62,10 @@ class Task(ABC, Generic[Batch]):
     @abstractmethod
     def n_tokens(self, batch: Batch) -> int:
         """How many tokens its loss is a mean of."""
+
+    @abstractmethod
+    def work(self, batch: Batch) -> Work:
+        """What it gives the device to do."""
 
     @abstractmethod
     def loss(self, batch: Batch, device: torch.device) -> tuple[Tensor, Metrics]:
@@ -102,6 +108,11 @@ class ARTask(Task[ARBatch]):
 
     def n_tokens(self, batch: ARBatch) -> int:
         return int(batch.code_lens.sum()) + len(batch.code_lens)  # <eos> counts
+
+    def work(self, batch: ARBatch) -> Work:
+        (n_rows, n_phonemes), n_frames = batch.phonemes.shape, batch.codes.shape[1]
+        filled = int(batch.phoneme_lens.sum()) + n_rows + int(batch.code_lens.sum())
+        return _work(self.model.config, BatchShape(n_rows, n_phonemes, n_frames), filled)
 
     def loss(self, batch: ARBatch, device: torch.device) -> tuple[Tensor, Metrics]:
         batch = batch.to(device)
@@ -171,6 +182,13 @@ class NARTask(Task[tuple[NARBatch, int]]):
 
     def n_tokens(self, batch: tuple[NARBatch, int]) -> int:
         return int(batch[0].in_loss.sum())
+
+    def work(self, batch: tuple[NARBatch, int]) -> Work:
+        rows = batch[0]
+        n_rows, n_phonemes = rows.phonemes.shape
+        shape = BatchShape(n_rows, n_phonemes, rows.codes.shape[2], rows.prompt_codes.shape[2])
+        filled = sum(int(lens.sum()) for lens in (rows.phoneme_lens, rows.prompt_lens, rows.code_lens))
+        return _work(self.model.config, shape, filled)
 
     def loss(self, batch: tuple[NARBatch, int], device: torch.device) -> tuple[Tensor, Metrics]:
         rows, stage = batch[0].to(device), batch[1]
@@ -294,6 +312,13 @@ def pair_to_speak(split: PackSplit) -> tuple[int, int] | None:
     return None
 
 
+def model_values(kind: Kind, config: TaskConfig) -> dict[str, Any]:
+    """The fields of the model that a configuration says, or where it says none those of the model it begins with."""
+    if config.model or not config.init:
+        return config.model
+    return load_weights(kind, part_of(config.init, kind)).config_dict()
+
+
 def load_weights(kind: Kind, folder: str | Path) -> AR | NAR:
     """A model from ``folder/{model.safetensors, config.json}``, in fp32 and evaluation mode.
 
@@ -314,6 +339,10 @@ def load_weights(kind: Kind, folder: str | Path) -> AR | NAR:
     except RuntimeError as error:
         raise ValleError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return model.eval()
+
+
+def _work(config: ARConfig | NARConfig, shape: BatchShape, filled: int) -> Work:
+    return Work(training_flops(config, shape), shape.n_rows * row_length(config, shape), filled)
 
 
 def _merged(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
