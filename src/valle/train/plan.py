@@ -236,7 +236,7 @@ def _assumptions(config: TrainConfig, device: Device, precision: Precision, mfu:
     prepared = f"the inventory of valle prepare, since there is no pack {config.pack} here"
     lines = [
         f"- {mfu:.0%} of {peak:.4g} TFLOP/s a device; a run's log tells what it is: mfu x peak_tflops / {peak:.4g}",
-        "- that share is for large models: of the embedded model's 18 M and 30 M an H100 shared by three runs computed 2% each",
+        "- that share is for large models: the embedded model's came to 2% each, on an H100 that three runs shared",
         f"- full batches without padding, rows as long as is allowed, {PHONEMES_PER_SECOND:g} phonemes a second",
         "- memory without the driver, what kernels need as they run, and gaps: 1 to 3 GB on a GPU",
         "- no time for validation and checkpoints, nor for exchanging gradients, the longest part on a slow network",
