@@ -86,6 +86,31 @@ def test_a_torn_line_is_transcribed_again(utterances, tmp_path):
     assert len(TranscriptCache(cache)) == 4
 
 
+def test_the_newest_line_counts_and_hashes_may_collide(utterances, tmp_path, monkeypatch):
+    from valle.data import transcripts
+
+    monkeypatch.setattr(transcripts, "_hash", lambda key: 7)
+    path = tmp_path / "t.jsonl"
+    for text in ("old", "new"):
+        cache = TranscriptCache(path)
+        for u in utterances[:2]:
+            cache.put("fake", u, Transcript(f"{text} {u.id}"))
+            assert cache.get("fake", u) == Transcript(f"{text} {u.id}")
+        assert cache.get("fake", utterances[2]) is None
+        cache.close()
+    cache = TranscriptCache(path)
+    assert [cache.get("fake", u) for u in utterances[:3]] == [Transcript("new u0"), Transcript("new u1"), None]
+    cache.close()
+
+
+def test_millions_of_transcripts_fit_into_memory():
+    from valle.data.speed import _bytes_of_a_transcript
+
+    in_memory, on_disk = _bytes_of_a_transcript(500)
+    assert in_memory < 32
+    assert on_disk > 1000
+
+
 def test_another_recording_or_recogniser_is_another_transcript(utterances, tmp_path):
     cache, fake = tmp_path / "t.jsonl", Fake()
     list(transcribe_all(utterances[:1], fake, cache))

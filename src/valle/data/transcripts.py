@@ -7,13 +7,15 @@ recognisers themselves are in ``valle.data.recognise``.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,41 @@ class Recogniser(Protocol):
         """wav [N] in [-1, 1], mono -> what is said. May be called from several threads."""
 
 
+Key = tuple[str, str, int]
+"""Recogniser, id of the recording, bytes of its file."""
+
+
+class _Places:
+    """Where in a file the line of a key begins: 16 bytes a line, for files of millions of them.
+
+    Keys are kept as hashes of 64 bits, so what is found by one is a candidate, to be compared with the line itself.
+    """
+
+    def __init__(self, lines: Iterable[tuple[Key, int]] = ()) -> None:
+        """``lines``: keys and places of those that are in the file already."""
+        hashes, offsets = array("Q"), array("Q")
+        for key, offset in lines:
+            hashes.append(_hash(key))
+            offsets.append(offset)
+        order = np.argsort(np.frombuffer(hashes or b"", np.uint64), kind="stable")
+        self._hashes = np.frombuffer(hashes or b"", np.uint64)[order]
+        self._offsets = np.frombuffer(offsets or b"", np.uint64)[order]
+        self._new: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(set(self._hashes.tolist()) | self._new.keys())
+
+    def add(self, key: Key, offset: int) -> None:
+        """A line has been appended."""
+        self._new.setdefault(_hash(key), []).append(offset)
+
+    def of(self, key: Key) -> list[int]:
+        """Where the key's line may begin, the newest first."""
+        wanted = _hash(key)
+        low, high = (int(np.searchsorted(self._hashes, np.uint64(wanted), side)) for side in ("left", "right"))
+        return [*reversed(self._new.get(wanted, [])), *self._offsets[low:high][::-1].tolist()]
+
+
 class TranscriptCache:
     """Transcripts on disk: one JSON object a line, found by recogniser, id and size of the recording's file.
 
@@ -81,7 +118,6 @@ class TranscriptCache:
             ValleError: the file cannot be read or written.
         """
         self.path, self._base = Path(path), base
-        self._places: dict[tuple[str, str, int], int] = {}
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
@@ -89,14 +125,9 @@ class TranscriptCache:
                 f"the transcripts {self.path} cannot be kept: {error.strerror or error}; give a file in a folder that "
                 "exists and can be written"
             ) from error
-        place, line = 0, b"\n"
-        with self.path.open("rb") as file:
-            for line in file:
-                key = _line_key(line)
-                if key is not None:
-                    self._places[key] = place
-                place += len(line)
-        if not line.endswith(b"\n"):
+        self._places = _Places(self._lines())
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # torn
             os.write(self._file, b"\n")
 
     def __len__(self) -> int:
@@ -104,12 +135,9 @@ class TranscriptCache:
 
     def get(self, recogniser: str, utterance: Utterance) -> Transcript | None:
         """What was kept of this recording."""
-        place = self._places.get((recogniser, utterance.id, _size(utterance)))
-        if place is None:
+        record = self._find((recogniser, utterance.id, _size(utterance)))
+        if record is None:
             return None if self._base is None else self._base.get(recogniser, utterance)
-        with self.path.open("rb") as file:
-            file.seek(place)
-            record = json.loads(file.readline())
         return Transcript(record["text"], tuple(Word(*word) for word in record["words"]), record["confidence"])
 
     def put(self, recogniser: str, utterance: Utterance, transcript: Transcript) -> None:
@@ -133,7 +161,7 @@ class TranscriptCache:
             with path.open("rb") as file:
                 for line in file:
                     key = _line_key(line)
-                    if key is None or key in self._places:
+                    if key is None or self._find(key) is not None:
                         continue
                     self._append(key, line if line.endswith(b"\n") else line + b"\n")
         except OSError as error:
@@ -142,10 +170,31 @@ class TranscriptCache:
             ) from error
         os.fsync(self._file)
 
-    def _append(self, key: tuple[str, str, int], line: bytes) -> None:
+    def _lines(self) -> Iterator[tuple[Key, int]]:
+        """Key and place of each whole line."""
+        place = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                key = _line_key(line)
+                if key is not None:
+                    yield key, place
+                place += len(line)
+
+    def _find(self, key: Key) -> dict[str, Any] | None:
+        """The newest line of a key."""
+        for place in self._places.of(key):
+            with self.path.open("rb") as file:
+                file.seek(place)
+                line = file.readline()
+            if _line_key(line) == key:
+                record: dict[str, Any] = json.loads(line)
+                return record
+        return None
+
+    def _append(self, key: Key, line: bytes) -> None:
         if os.write(self._file, line) != len(line):
             raise ValleError(f"the transcripts {self.path} cannot be kept: the disk is full; free some of it")
-        self._places[key] = os.lseek(self._file, 0, os.SEEK_CUR) - len(line)
+        self._places.add(key, os.lseek(self._file, 0, os.SEEK_CUR) - len(line))
 
 
 def parts_folder(path: Path) -> Path:
@@ -244,7 +293,11 @@ def fill_texts(
             yield replace(utterance, text=transcript.text)
 
 
-def _line_key(line: bytes) -> tuple[str, str, int] | None:
+def _hash(key: Key) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest(), "little")
+
+
+def _line_key(line: bytes) -> Key | None:
     """What a line of the cache is found by; None for one that is torn."""
     try:
         record = json.loads(line)
