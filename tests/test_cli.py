@@ -499,16 +499,18 @@ def test_training_commands_pass_their_arguments(valle, monkeypatch: pytest.Monke
 
     got = []
     loop = types.ModuleType("valle.train.loop")
-    loop.train = lambda kind, config, *, resume, out: got.append((kind, str(config), resume, str(out)))
+    loop.train = lambda kind, config, *, resume, out, init, lora: got.append(
+        (kind, str(config), resume, str(out), init, lora)
+    )
     codec = types.ModuleType("valle.codec.train")
     codec.train_codec = lambda config, resume, out: got.append(("codec", str(config), resume, str(out)))
     monkeypatch.setitem(sys.modules, "valle.train.loop", loop)
     monkeypatch.setitem(sys.modules, "valle.codec.train", codec)
     assert valle("train", "ar", "a.toml", "--resume").code == 0
-    assert valle("train", "nar", "b.toml", "--out", "runs/y").code == 0
+    assert valle("train", "nar", "b.toml", "--out", "runs/y", "--init", "embedded", "--lora", "16").code == 0
     assert valle("codec", "train", "c.toml", "--out", "runs/x").code == 0
     assert got == [
-        ("ar", "a.toml", True, "None"),
-        ("nar", "b.toml", False, "runs/y"),
+        ("ar", "a.toml", True, "None", None, None),
+        ("nar", "b.toml", False, "runs/y", "embedded", 16),
         ("codec", "c.toml", False, "runs/x"),
     ]

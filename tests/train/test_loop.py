@@ -109,7 +109,7 @@ def test_tiny_overfits_a_few_utterances(kind, tmp_path, make_pack):
     assert load_weights(kind, tmp_path / kind / "best").config.transformer.dim == 64
 
 
-@pytest.mark.parametrize("name", ["tiny", "default", "v1", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "small", "default", "v1", "paper"])
 @pytest.mark.parametrize("kind", ["ar", "nar"])
 def test_configurations_are_whole(name, kind):
     config = load_train_config(CONFIGS / f"{name}.toml")
@@ -118,7 +118,7 @@ def test_configurations_are_whole(name, kind):
     with torch.device("meta"):
         task = make_task(kind, getattr(config, kind).model, info)
     millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-    low, high = {"tiny": (0.1, 1), "default": (4, 12), "v1": (4, 14), "paper": (150, 220)}[name]
+    low, high = {"tiny": (0.1, 1), "small": (4, 12), "default": (15, 35), "v1": (4, 14), "paper": (150, 220)}[name]
     assert low < millions < high
 
 

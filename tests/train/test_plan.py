@@ -64,7 +64,7 @@ def _transformer(values):
     return {"transformer": from_dict(TransformerConfig, values["transformer"])}
 
 
-@pytest.mark.parametrize("name", ["tiny", "default", "v1", "v2", "v3", "v4", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "small", "default", "v1", "v2", "v3", "my-voice", "paper"])
 def test_every_configuration_has_a_plan(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_train_config(CONFIGS / f"{name}.toml")
@@ -78,7 +78,7 @@ def test_every_configuration_has_a_plan(name, tmp_path, monkeypatch):
 
 def test_the_clock_may_end_a_run_first(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", "plan", str(CONFIGS / "v4.toml")]) == 0
+    assert cli.main(["train", "plan", str(CONFIGS / "default.toml")]) == 0
     out = capsys.readouterr().out
     assert "The AR ends by budget_minutes = 8, before max_steps." in out
     assert "8.0 min" in out

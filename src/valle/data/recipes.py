@@ -6,6 +6,7 @@ is an ``Utterance`` each.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
@@ -50,6 +51,12 @@ RECIPES = {
 """kind -> corpus."""
 
 
+def holds(folder: Path, pattern: str) -> bool:
+    """Whether a folder has anything of such a name; it is searched no further than to the first."""
+    with contextlib.closing(folder.glob(pattern)) as found:
+        return next(found, None) is not None
+
+
 def guess_recipe(path: Path) -> str:
     """The kind of the corpus in a folder, as it looks; empty when it looks like none."""
     path = path.resolve()
@@ -57,7 +64,7 @@ def guess_recipe(path: Path) -> str:
         if recipe.sign.startswith("*"):  # in its parts
             parents = [path.parent] if path.name in recipe.parts else []
             folders = [root / part for root in _roots(path, recipe) + parents for part in recipe.parts]
-            if any(next(folder.glob(recipe.sign), None) for folder in folders):
+            if any(holds(folder, recipe.sign) for folder in folders):
                 return kind
         elif any(
             (root / recipe.sign).is_file()

@@ -155,9 +155,10 @@ def guess_kind(path: str | Path) -> str:
         return "manifest"
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return "hf"
-    if any(next(path.glob(pattern), None) for pattern in ("*.parquet", "data/*.parquet")):
+    from valle.data.recipes import guess_recipe, holds
+
+    if any(holds(path, pattern) for pattern in ("*.parquet", "data/*.parquet")):
         return "hf"
-    from valle.data.recipes import guess_recipe
 
     kind = guess_recipe(path)
     if kind:
