@@ -278,4 +278,4 @@ def test_what_espeak_cannot_read_is_one_sentence() -> None:
 
 
 def test_the_data_of_a_short_path_is_used_in_place() -> None:
-    assert phonemes._data_path("/short") == Path("/short")
+    assert phonemes.espeak_data_path("/short") == Path("/short")

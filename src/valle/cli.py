@@ -30,6 +30,7 @@ COMMANDS = {
     "train plan": ("CONFIG --gpus N --device NAME", "what a training takes: time, memory, energy"),
     "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),
     "eval": ("...", "measure a model"),
+    "eval listening": ("build|serve|report ...", "ask people how it sounds"),
     "bench": ("...", "measure its speed on this machine"),
     "info": ("[MODEL|FILE]", "what a model is, or how a sound file was made"),
 }
@@ -46,6 +47,7 @@ _PASSED_ON = {  # commands that read their own arguments
     "train plan": "valle.train.plan",
     "export": "valle.train.export",
     "eval": "valle.eval.report",
+    "eval listening": "valle.eval.listening.command",
     "codec eval": "valle.eval.codec_table",
     "bench": "valle.bench",
 }

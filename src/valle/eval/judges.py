@@ -59,13 +59,30 @@ class Judges:
             return None
 
 
-def load_judges(whisper: str | None, speaker: str | None, *, threads: int = 0) -> Judges:
+def load_judges(
+    whisper: str | None,
+    speaker: str | None,
+    *,
+    recogniser: str | None = None,
+    device: str = "auto",
+    threads: int = 0,
+) -> Judges:
     """The judges at these paths; ``"none"`` leaves one out.
+
+    Args:
+        whisper: folder or name of a Whisper; the same as ``recogniser="whisper:..."``.
+        speaker: an ONNX file, or ``wavlm:`` and a folder or hub id.
+        recogniser: ``whisper:`` or ``hubert:`` and a folder or name.
+        device: for HuBERT and WavLM: cpu, or the GPU where there is one. The others compute on the CPU.
+        threads: for the others.
 
     Raises:
         ValleError: one is not given or not there.
     """
-    if whisper is None:
+    if recogniser is not None and whisper is not None:
+        raise ValleError("--recogniser and --whisper both name a recogniser; give one of them")
+    named = recogniser or (whisper if whisper in (None, LEFT_OUT) else f"whisper:{whisper}")
+    if named is None:
         raise ValleError(
             "the word error rate needs a recogniser; give --whisper a folder with a CTranslate2 Whisper model, or a "
             "name such as base that faster-whisper downloads, or none to leave the rate out"
@@ -75,15 +92,52 @@ def load_judges(whisper: str | None, speaker: str | None, *, threads: int = 0) -
             "the speaker similarity needs a network; give --speaker an ONNX file such as WeSpeaker's "
             "voxceleb_resnet34.onnx (docs/evaluation.md says where it is), or none to leave the similarity out"
         )
-    recogniser = None if whisper == LEFT_OUT else WhisperRecogniser(whisper, threads=threads)
-    network = None if speaker == LEFT_OUT else OnnxSpeaker(speaker, threads=threads)
-    names = {"recogniser": LEFT_OUT, "speaker": LEFT_OUT}
-    if recogniser is not None:
-        weights = f", {digest(whisper)}" if Path(whisper).is_dir() else ""
-        names["recogniser"] = f"{Path(whisper).name} (faster-whisper, int8, beam 5, temperature 0{weights})"
-    if network is not None:
-        names["speaker"] = f"{Path(speaker).name} (ONNX, {digest(speaker)})"
-    return Judges(recogniser, network, names)
+    words, words_name = _load_recogniser(named, device, threads)
+    voices, voices_name = _load_speaker(speaker, device, threads)
+    return Judges(words, voices, {"recogniser": words_name, "speaker": voices_name})
+
+
+def _load_recogniser(named: str, device: str, threads: int) -> tuple[Recogniser | None, str]:
+    """A recogniser, and what identifies it."""
+    kind, _, model = named.partition(":")
+    if named == LEFT_OUT:
+        return None, LEFT_OUT
+    if kind == "whisper" and model:
+        whisper = WhisperRecogniser(model, threads=threads)
+        weights = f", {digest(model)}" if Path(model).is_dir() else ""
+        return whisper, f"{Path(model).name} (faster-whisper, int8, beam 5, temperature 0{weights})"
+    if kind == "hubert" and model:
+        from valle.eval.pretrained_judges import HubertRecogniser
+
+        hubert = HubertRecogniser(model, device=_device(device))
+        return hubert, f"{_label(model)} (HuBERT, CTC, greedy, {digest(hubert.folder)})"
+    raise ValleError(
+        f"--recogniser {named} is not known; give whisper:DIR, hubert:DIR (or a name in place of DIR), or none"
+    )
+
+
+def _load_speaker(named: str, device: str, threads: int) -> tuple[SpeakerNetwork | None, str]:
+    """A speaker network, and what identifies it."""
+    if named == LEFT_OUT:
+        return None, LEFT_OUT
+    if named.startswith("wavlm:"):
+        from valle.eval.pretrained_judges import WavLMSpeaker
+
+        model = named.removeprefix("wavlm:")
+        wavlm = WavLMSpeaker(model, device=_device(device))
+        return wavlm, f"{_label(model)} (WavLM, x-vector, {digest(wavlm.folder)})"
+    return OnnxSpeaker(named, threads=threads), f"{Path(named).name} (ONNX, {digest(named)})"
+
+
+def _label(model: str) -> str:
+    """A hub id as it is, a folder without those around it."""
+    return Path(model).name if Path(model).expanduser().is_dir() else model
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def read(utterance: Utterance, sample_rate: int) -> NDArray[np.float32]:

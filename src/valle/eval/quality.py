@@ -1,7 +1,7 @@
 """How near a signal is to another of the same length: PESQ, STOI and the distance of their mel spectrograms.
 
 They judge a codec, which should give back what it was given. They say nothing of synthesis, which may time its words
-otherwise and still be right.
+otherwise and still be right. Of that, ``SoundQuality`` tells what needs no other signal: DNSMOS, pitch and level.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from valle.codec.losses import MultiScaleMelLoss
+from valle.eval.dnsmos import Dnsmos
+from valle.eval.prosody import prosody
 
 PESQ_RATE = 16000
 """Samples a second of wide-band PESQ (ITU-T P.862.2)."""
@@ -56,3 +58,23 @@ def stoi(wav: NDArray[np.float32], reference: NDArray[np.float32], sample_rate: 
             return float(short_time(reference, wav, sample_rate))
         except RuntimeWarning:
             return None
+
+
+class SoundQuality:
+    """DNSMOS and the statistics of pitch and level."""
+
+    def __init__(self, *, threads: int = 0) -> None:
+        """
+        Raises:
+            ValleError: a package is missing.
+        """
+        self._dnsmos = Dnsmos(threads=threads)
+        self.name = f"{self._dnsmos.name}, pitch by autocorrelation"
+
+    def __call__(self, wav: NDArray[np.float32], sample_rate: int) -> dict[str, float | None]:
+        """wav [N] -> the fields of ``Dnsmos`` and of ``prosody``; None where there is nothing to measure."""
+        return {**self._dnsmos(wav, sample_rate), **prosody(wav, sample_rate)}
+
+    def pitch_hz(self, wav: NDArray[np.float32], sample_rate: int) -> float | None:
+        """The median alone."""
+        return prosody(wav, sample_rate)["f0_hz"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from valle.data.corpus import Utterance
     from valle.eval.journal import Journal
     from valle.eval.judges import Judges
+    from valle.eval.trials import Trial
 
 Measured = tuple[dict[str, Any], str]
 
@@ -64,16 +65,18 @@ def _codec(args: argparse.Namespace) -> Measured:
 
 def _speech(args: argparse.Namespace) -> Measured:
     from valle.eval.journal import digest
-    from valle.eval.synthesis import ValleSystem, measure_speech
-    from valle.eval.trials import draw_trials, load_trials, save_trials
+    from valle.eval.quality import SoundQuality
+    from valle.eval.results import without_folders
+    from valle.eval.synthesis import RECORDING, ROUND_TRIP, ValleSystem, measure_speech
+    from valle.eval.systems import parse_systems
+    from valle.eval.trials import save_trials
     from valle.tts import VALLE
 
     judges, tts = _judges(args), VALLE.from_pretrained(args.model, args.device)
+    baselines = parse_systems(args.system, [RECORDING, ROUND_TRIP, tts.model.info.name])
+    quality = SoundQuality(threads=args.threads) if args.quality else None
     folder, out = _folder(args), Path(args.out)
-    if args.trials:
-        trials = load_trials(args.trials)
-    else:
-        trials = draw_trials(_utterances(args), args.n, folder=folder, prompt_s=args.prompt_s, seed=args.seed)
+    trials = _trials(args, folder, tts.model.info.continual_s)
     asked = {
         "temperature": args.temperature,
         "nar_temperature": args.nar_temperature,
@@ -86,7 +89,8 @@ def _speech(args: argparse.Namespace) -> Measured:
     }
     options = {name: value for name, value in asked.items() if value is not None}
     about = {"name": tts.model.info.name, "digest": digest(tts.model.path)}
-    journal = _journal(args, judges, model=about["digest"], options=options)
+    settings = {"quality": quality.name} if quality else {}  # without it the journal is as it always was
+    journal = _journal(args, judges, model=about["digest"], options=options, **settings)
     save_trials(out / "trials.jsonl", trials)
     results, text = measure_speech(
         ValleSystem(tts, **options),
@@ -95,11 +99,32 @@ def _speech(args: argparse.Namespace) -> Measured:
         folder,
         judges,
         journal,
+        baselines=baselines,
+        runs=args.runs,
+        quality=quality,
+        n_hard=args.hard,
         n_listen=args.listen,
         wavs=None if args.listen == 0 else out / "wavs",
     )
     title = f"# Speech of {about['name']} ({about['digest']})\n\n"
-    return {"model": {**about, "options": options}, "judges": judges.names, "seed": args.seed, **results}, title + text
+    told: dict[str, Any] = {"model": {**about, "options": options}, "judges": judges.names, "seed": args.seed}
+    if baselines:
+        told["systems"] = {b.name: without_folders(b.identity) for b in baselines}
+        text += "".join(f"\nOther system: `{identity}`." for identity in told["systems"].values()) + "\n"
+    return {**told, **settings, **results}, title + text
+
+
+def _trials(args: argparse.Namespace, folder: Path, continual_s: float) -> list[Trial]:
+    """Read from --trials, or drawn."""
+    from valle.eval.lists import read_list
+    from valle.eval.trials import draw_continual, draw_trials, load_trials
+
+    if args.trials:
+        listed = str(args.trials).endswith(".lst")
+        return read_list(args.trials, folder, seed=args.seed) if listed else load_trials(args.trials)
+    if args.protocol == "continual":
+        return draw_continual(_utterances(args), args.n, folder=folder, prompt_s=continual_s, seed=args.seed)
+    return draw_trials(_utterances(args), args.n, folder=folder, prompt_s=args.prompt_s, seed=args.seed)
 
 
 def _lm(args: argparse.Namespace) -> Measured:
@@ -138,6 +163,7 @@ def _write(args: argparse.Namespace, argv: list[str], results: dict[str, Any], m
     lines = [f"\nData: split `{data['split']}` of `{data['source']}`."]
     if judges := results.get("judges"):
         lines.append(f" Judges: {judges['recogniser']}; {judges['speaker']}.")
+        lines.append(" Words are counted after Whisper's English normalisation of both sides.")
     lines.append(f"\n\nMade by `{made['command']}` (valle {made['valle']}, torch {made['torch']}, {made['date']}).\n")
     write_results(args.out, {"kind": args.command, "made": made, "data": data, **results}, markdown + "".join(lines))
     sys.stdout.write(f"{markdown}\nwritten: {args.out}/report.md, {args.out}/results.json\n")
@@ -146,7 +172,8 @@ def _write(args: argparse.Namespace, argv: list[str], results: dict[str, Any], m
 def _judges(args: argparse.Namespace) -> Judges:
     from valle.eval.judges import load_judges
 
-    return load_judges(args.whisper, args.speaker, threads=args.threads)
+    device = getattr(args, "device", "auto")
+    return load_judges(args.whisper, args.speaker, recogniser=args.recogniser, device=device, threads=args.threads)
 
 
 def _utterances(args: argparse.Namespace) -> list[Utterance]:
@@ -171,6 +198,7 @@ def _journal(args: argparse.Namespace, judges: Judges, **settings: Any) -> Journ
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="valle eval", description="Measure codecs, models and judges.")
+    parser.epilog = "`valle eval listening --help`: ask people."
     commands = parser.add_subparsers(dest="command", required=True, metavar="codec | speech | lm | judges")
 
     def add(name: str, measure: Callable[[argparse.Namespace], Measured], about: str) -> argparse.ArgumentParser:
@@ -198,7 +226,30 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument(
         "--prompt-s", type=float, default=3.0, help="length of the prompts in seconds, about (%(default)s)"
     )
-    speech.add_argument("--trials", metavar="FILE", help="a list of trials, in place of --n, --prompt-s and --seed")
+    speech.add_argument(
+        "--protocol",
+        choices=("cross-sentence", "continual"),
+        default="cross-sentence",
+        help="the prompt is another utterance, or the first 3 s of the recording itself (%(default)s)",
+    )
+    speech.add_argument(
+        "--trials",
+        metavar="FILE",
+        help="a list of trials, in place of --n, --protocol and --prompt-s: trials.jsonl, or a .lst of Seed-TTS-eval "
+        "or F5-TTS (with the folder of its recordings as --manifest)",
+    )
+    speech.add_argument("--runs", type=_count, default=1, help="speak each so often, from other seeds (%(default)s)")
+    speech.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another row: espeak, or a command with {text} and {out}, and {ref}, {ref_text}, {seed} if it takes them",
+    )
+    speech.add_argument("--quality", action="store_true", help="DNSMOS, and the statistics of pitch and level")
+    speech.add_argument(
+        "--hard", type=int, default=5, metavar="N", help="tell the N sentences understood worst (%(default)s)"
+    )
     speech.add_argument("--seed", type=int, default=0, help="of trials and speech (%(default)s)")
     speech.add_argument("--listen", type=int, metavar="N", help="write the waves of so many trials (all)")
     speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
@@ -231,7 +282,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_judging(command: argparse.ArgumentParser) -> None:
     command.add_argument("--manifest", required=True, metavar="FILE", help="manifest.jsonl of the recordings")
     command.add_argument("--whisper", metavar="DIR", help="Whisper for the word error rate: a folder, a name, or none")
-    command.add_argument("--speaker", metavar="FILE", help="ONNX network for the speaker similarity, or none")
+    command.add_argument(
+        "--recogniser", metavar="KIND:DIR", help="in its place: whisper: or hubert: and a folder or a name, or none"
+    )
+    command.add_argument(
+        "--speaker",
+        metavar="FILE",
+        help="for the speaker similarity: an ONNX file, wavlm: and a folder or name, or none",
+    )
     command.add_argument("--overwrite", action="store_true", help="measure anew what --out has already")
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from valle.eval.bootstrap import Estimate
 
 FORMAT = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def missing(rows: Mapping[str, Row], columns: Sequence[Column], n: int) -> str:
 
 
 def rows_by_corpus(
-    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    records: Mapping[str, Sequence[T]],
     corpora: Sequence[str],
-    row: Callable[[Sequence[Mapping[str, Any]]], Row],
+    row: Callable[[Sequence[T]], Row],
 ) -> dict[str, Row]:
     """The rows of each corpus alone, as ``corpus: row``; none where there is but one corpus.
 
@@ -91,9 +93,19 @@ def printable_command(argv: Sequence[str]) -> str:
 
     def shorten(arg: str) -> str:
         option, equals, value = arg.rpartition("=")
-        return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+        kind = re.match("(hubert|wavlm|whisper):(?=/)|", value)
+        assert kind is not None
+        path = value[kind.end() :]
+        if Path(path).is_absolute() and "{" not in path:
+            return option + equals + kind[0] + Path(path).name
+        return without_folders(arg)
 
     return shlex.join(["valle", "eval", *map(shorten, argv)])
+
+
+def without_folders(command: str) -> str:
+    """A command with the last part of every absolute path in it."""
+    return re.sub(r"(?<![^\s='\"])/(?:[^\s/]*/)+(?=\S)", "", command)
 
 
 def made_by(argv: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Speaker similarity: the cosine between the speaker embeddings of two recordings (paper §5.1).
 
-The paper's network is WavLM-TDNN; here it is any ``SpeakerNetwork``, and cosines of different networks do not compare.
+The paper's network is WavLM-TDNN (``pretrained_judges`` has its family); here it is any ``SpeakerNetwork``, and cosines
+of different networks do not compare.
 The similarity to the original prompt is SIM-o, that to the prompt after the codec's round trip SIM-r (the paper's).
 """
 

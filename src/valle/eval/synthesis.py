@@ -3,13 +3,18 @@
 Each trial's text is spoken in the voice of its prompt; the recogniser counts the words, the speaker network compares
 the voice with the prompt (SIM-o) and with the prompt after the codec (SIM-r). The recording of the same text by the
 same speaker is the row above, its round trip through the codec the next: what the codec alone costs.
+
+By the continual protocol the recording itself is continued from its first seconds. The words are those of the whole,
+the voice is that of what follows the beginning, compared with the beginning.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,19 +23,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from valle.audio import Audio, load, resample
+from valle.audio import Audio, load, resample, trim_silence
 from valle.codec.base import Codec
 from valle.errors import ValleError
 from valle.eval import progress
 from valle.eval.bootstrap import Estimate, mean_interval, ratio_interval
+from valle.eval.hard_cases import describe_cases, hard_cases
 from valle.eval.journal import Journal
 from valle.eval.judges import Judges, error_counts
 from valle.eval.results import Column, missing, rows_by_corpus, table
 from valle.eval.speaker import cosine
-from valle.eval.trials import TARGET_S, Trial, in_range
-from valle.eval.wer import error_rate
+from valle.eval.trials import TARGET_S, Trial, in_range, of_run
+from valle.eval.wer import WordErrors, error_rate
 
 if TYPE_CHECKING:
+    from valle.eval.quality import SoundQuality
+    from valle.eval.systems import Baseline
     from valle.tts import VALLE
 
 logger = logging.getLogger(__name__)
@@ -44,6 +52,18 @@ COLUMNS = (
     Column("length", "length / recording"),
     Column("rtf", "real-time factor ↓"),
 )
+QUALITY_COLUMNS = (
+    Column("dnsmos", "DNSMOS ↑"),
+    Column("dnsmos_sig", "of it speech"),
+    Column("dnsmos_bak", "background"),
+    Column("dnsmos_p808", "P.808 ↑"),
+    Column("f0_hz", "pitch Hz", 0),
+    Column("f0_shift", "off the recording's, semitones ↓", 1),
+    Column("f0_spread", "its spread, semitones", 1),
+    Column("voiced", "voiced %", 0, percent=True),
+    Column("level_spread", "spread of the level, dB", 1),
+)
+RUN_COLUMNS = (COLUMNS[0], *COLUMNS[3:6])
 RECORDING = "recording"
 ROUND_TRIP = "codec round trip"
 
@@ -69,6 +89,10 @@ class ValleSystem:
         self.name, self._tts, self._options = tts.model.info.name, tts, options
 
     def speak(self, trial: Trial, prompt: Path) -> Audio:
+        if trial.continual:
+            return self._tts.generate(
+                "", ref_audio=prompt, ref_text=trial.prompt_text, continual=True, seed=trial.seed, **self._options
+            )
         return self._tts.generate(
             trial.text, ref_audio=prompt, ref_text=trial.prompt_text, seed=trial.seed, **self._options
         )
@@ -82,6 +106,10 @@ def measure_speech(
     judges: Judges,
     journal: Journal,
     *,
+    baselines: Sequence[Baseline] = (),
+    runs: int = 1,
+    quality: SoundQuality | None = None,
+    n_hard: int = 5,
     n_listen: int | None = None,
     wavs: Path | None = None,
 ) -> tuple[dict[str, Any], str]:
@@ -94,80 +122,165 @@ def measure_speech(
         folder: the manifest's, to which the trials' paths are relative.
         judges: for words and voices.
         journal: keeps single measurements, and has those of an earlier call.
+        baselines: other systems, a row each.
+        runs: how often each sentence is spoken, each time from another seed.
+        quality: for the sound, in a table of its own; None for none.
+        n_hard: how many of the sentences understood worst are told.
         n_listen: of how many trials the waves are written; None for all.
         wavs: where to.
+
+    Raises:
+        ValleError: trials of both protocols, or baselines for the continual one.
     """
-    meter = _Meter(system, codec, folder, judges, journal)
+    continual = trials[0].continual
+    if any(trial.continual != continual for trial in trials):
+        raise ValleError("the list of trials mixes both protocols (prompt and target are one recording in some only)")
+    if continual and baselines:
+        raise ValleError("other systems cannot continue a recording; leave out --system, or the continual protocol")
+    systems = {system.name: _Speaker(system, system.name, runs)}
+    systems |= {b.name: _Speaker(b, b.identity, runs if b.draws else 1) for b in baselines}
+    meter = _Meter(systems, codec, folder, judges, journal, quality)
     for number, trial in enumerate(progress(trials, "trials", "trial")):
         meter.measure(trial, wavs if n_listen is None or number < n_listen else None)
-    records = {name: [journal[_key(t, name)] for t in trials] for name in (RECORDING, ROUND_TRIP, system.name)}
+    records = {name: [[journal[_key(t, name)]] for t in trials] for name in (RECORDING, ROUND_TRIP)}
+    for name, speaker in systems.items():
+        records[name] = [[journal[_key(of_run(t, r), speaker.key)] for r in range(speaker.runs)] for t in trials]
     rows = {name: _row(own) for name, own in records.items()}
-    ends = {name: records[name] for name in (RECORDING, system.name)}
+    ends = {name: own for name, own in records.items() if name != ROUND_TRIP}
     corpora = rows_by_corpus(ends, [t.dataset for t in trials], _row)
-    stops = dict(Counter(record["stop"] for record in records[system.name]).most_common())
+    stops = {
+        name: dict(Counter(record["stop"] for own in records[name] for record in own).most_common()) for name in systems
+    }
+    by_run = {
+        name: [_row([[own[r]] for own in records[name]]) for r in range(speaker.runs)]
+        for name, speaker in systems.items()
+        if speaker.runs > 1
+    }
+    spread = {name: _spread(own) for name, own in by_run.items()}
+    cases = hard_cases(trials, records[system.name], n_hard)
     described = _describe(trials)
-    results = {"rows": rows, "by_corpus": corpora, "stops": stops, "n_trials": len(trials), "trials": described}
+    results: dict[str, Any] = {"rows": rows, "by_corpus": corpora, "stops": stops[system.name], "n_trials": len(trials)}
+    results |= {"trials": described, "hard_cases": cases}
+    if baselines:
+        results |= {"stops_of_baselines": {name: own for name, own in stops.items() if name != system.name}}
+    if by_run:
+        results |= {"runs": runs, "by_run": by_run, "spread_over_runs": spread}
+    how = (
+        f"continued from its first {trials[0].prompt_s:g} s" if continual else "each in the voice of another utterance"
+    )
+    how += "" if continual else " of the same speaker"
+    what = "recordings" if continual else "sentences"
     text = (
-        f"{len(trials)} sentences of {len({t.speaker for t in trials})} speakers, each in the voice of another "
-        "utterance of the same speaker; mean and 95 % interval.\n\n"
+        f"{len(trials)} {what} of {len({t.speaker for t in trials})} speakers, {how}; mean and 95 % interval.\n\n"
         + table("", rows, COLUMNS)
-        + missing({system.name: rows[system.name]}, COLUMNS[:1] + COLUMNS[3:], len(trials))
+        + missing({name: rows[name] for name in systems}, COLUMNS[:1] + COLUMNS[3:], len(trials))
+        + (f"\n{_describe_runs(by_run, spread)}" if by_run else "")
+        + (f"\n{table('sound', rows, QUALITY_COLUMNS)}" if quality else "")
         + (f"\n{table('corpus', corpora, COLUMNS)}\n" if corpora else "\n")
         + _sentence(described, len(trials))
-        + "The speech ended by: "
-        + ", ".join(f"{reason} {n}" for reason, n in stops.items())
-        + ".\n"
+        + "".join(_describe_stops(name if baselines else "", own) for name, own in stops.items())
+        + describe_cases(cases, system.name, runs)
     )
     return results, text
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """A system and its place in the journal."""
+
+    system: System | Baseline
+    key: str
+    """Its row's in the journal."""
+    runs: int
+    """How often it says each sentence."""
 
 
 class _Meter:
     """Measures one trial after the other."""
 
-    def __init__(self, system: System, codec: Codec, folder: Path, judges: Judges, journal: Journal) -> None:
-        self.system, self.codec, self.folder, self.judges, self.journal = system, codec, folder, judges, journal
-        self.rate = codec.sample_rate
+    def __init__(
+        self,
+        systems: Mapping[str, _Speaker],
+        codec: Codec,
+        folder: Path,
+        judges: Judges,
+        journal: Journal,
+        quality: SoundQuality | None,
+    ) -> None:
+        self.systems, self.codec, self.folder, self.judges, self.journal = systems, codec, folder, judges, journal
+        self.quality, self.rate = quality, codec.sample_rate
 
     def measure(self, trial: Trial, wavs: Path | None) -> None:
         """Put what is not there yet into the journal, and write the waves where they are wanted and not there."""
-        todo = [n for n in (RECORDING, ROUND_TRIP, self.system.name) if _key(trial, n) not in self.journal]
         stem = trial.id.replace("/", "-")
-        if not todo and (wavs is None or (wavs / f"{stem}-0-prompt.flac").is_file()):
+        to_write = wavs is not None and not (wavs / f"{stem}-0-prompt.flac").is_file()
+        own = [name for name in (RECORDING, ROUND_TRIP) if _key(trial, name) not in self.journal]
+        turns = [
+            (place, speaker, run)
+            for place, speaker in enumerate(self.systems.values())
+            for run in range(speaker.runs)
+            if to_write or _key(of_run(trial, run), speaker.key) not in self.journal
+        ]
+        if not own and not turns:
             return
-        prompt, recording = (self._load(path) for path in (trial.prompt, trial.target))  # [N] each
-        waves = {RECORDING: recording, ROUND_TRIP: self._round_trip(recording)}
-        began = perf_counter()
-        spoken, failure = self._speak(trial)
-        elapsed = perf_counter() - began
-        waves[self.system.name] = self._samples(spoken)
+        recording = self._load(trial.target)  # [N]
+        if trial.continual:  # what the system is given begins where the speech does
+            recording = trim_silence(torch.from_numpy(recording)[None], self.rate)[0].numpy()
+        head = round(trial.prompt_s * self.rate) if trial.continual else 0
+        prompt = recording[:head] if trial.continual else self._load(trial.prompt)  # [N']
+        round_trip = self._round_trip(recording)
         voices = self.judges.voice(prompt, self.rate), self.judges.voice(self._round_trip(prompt), self.rate)
-        for name in todo:
-            wav = waves[name]
-            record: dict[str, Any] = {
-                "wer": self.judges.words(wav, self.rate, trial.text),
-                "sim_o": self._similarity(wav, voices[0]),
-                "sim_r": self._similarity(wav, voices[1]),
-                "length": len(wav) / len(recording),
-            }
-            if name == self.system.name:
-                seconds = len(wav) / self.rate
+        scene = _Scene(trial, voices, max(len(recording) - head, 1), self._pitch(recording[head:]))
+        for name, wav in ((RECORDING, recording), (ROUND_TRIP, round_trip)):
+            if name in own:
+                self.journal.add(_key(trial, name), self._judge(scene, wav, head))
+        if wavs is not None:
+            wavs.mkdir(parents=True, exist_ok=True)
+        for place, speaker, run in turns:
+            told = of_run(trial, run)
+            began = perf_counter()
+            spoken, failure = self._speak(speaker.system, told)
+            elapsed = perf_counter() - began
+            if _key(told, speaker.key) not in self.journal:
+                wav = self._samples(spoken)
+                n_given = round(float(spoken.info.get("recorded_s", 0)) * self.rate)
+                record = self._judge(scene, wav, n_given)
                 record |= {
-                    "seconds": seconds,
+                    "seconds": max(len(wav) - n_given, 0) / self.rate,
                     "elapsed_s": elapsed,
                     "stop": failure or str(spoken.info.get("stop", "unknown")),
                 }
-            self.journal.add(_key(trial, name), record)
-        if wavs is not None:
-            wavs.mkdir(parents=True, exist_ok=True)
-            if len(waves[self.system.name]):
-                spoken.save(wavs / f"{stem}-3-spoken.flac")
-            for label, wav in (("2-round-trip", waves[ROUND_TRIP]), ("1-recording", recording), ("0-prompt", prompt)):
+                self.journal.add(_key(told, speaker.key), record)
+            if wavs is not None and spoken.waveform.shape[1]:
+                named = "spoken" if place == 0 else re.sub(r"[^\w.-]", "-", speaker.system.name)
+                again = f"-{run + 1}" if speaker.runs > 1 else ""
+                spoken.save(wavs / f"{stem}-{3 + place}-{named}{again}.flac")
+        if wavs is not None and to_write:  # the prompt last: it tells that all are there
+            for label, wav in (("2-round-trip", round_trip), ("1-recording", recording), ("0-prompt", prompt)):
                 Audio(torch.from_numpy(wav)[None], self.rate).save(wavs / f"{stem}-{label}.flac")
 
-    def _speak(self, trial: Trial) -> tuple[Audio, str]:
+    def _judge(self, scene: _Scene, wav: NDArray[np.float32], n_given: int) -> dict[str, Any]:
+        """One measurement of wav [N], of which the first ``n_given`` samples are the prompt (continual)."""
+        new = wav[n_given:]
+        record: dict[str, Any] = {
+            "wer": self.judges.words(wav, self.rate, scene.trial.text),
+            "sim_o": self._similarity(new, scene.voices[0]),
+            "sim_r": self._similarity(new, scene.voices[1]),
+            "length": len(new) / scene.n_samples,
+        }
+        if self.quality is not None:
+            record |= self.quality(new, self.rate)
+            if record["f0_hz"] and scene.pitch_hz:
+                record["f0_shift"] = abs(12 * float(np.log2(record["f0_hz"] / scene.pitch_hz)))
+        return record
+
+    def _pitch(self, wav: NDArray[np.float32]) -> float | None:
+        return None if self.quality is None else self.quality.pitch_hz(wav, self.rate)
+
+    def _speak(self, system: System | Baseline, trial: Trial) -> tuple[Audio, str]:
         """What the system says, and why it did not."""
         try:
-            return self.system.speak(trial, self.folder / trial.prompt), ""
+            return system.speak(trial, self.folder / trial.prompt), ""
         except ValleError as error:
             logger.warning("%s: %s", trial.id, error)
             return Audio(torch.zeros(1, 0), self.rate), "refused"
@@ -190,24 +303,77 @@ class _Meter:
         return decoded[0, 0, : len(wav)].float().cpu().numpy()
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """What all rows of a trial are compared with."""
+
+    trial: Trial
+    voices: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]
+    """Of the prompt, as recorded and after the codec."""
+    n_samples: int
+    """Of the recording, without the prompt (continual)."""
+    pitch_hz: float | None
+    """Its pitch."""
+
+
 def _key(trial: Trial, row: str) -> tuple[str, ...]:
     """In the journal: the same sentence from another seed is another measurement."""
     return trial.id, str(trial.seed), row
 
 
-def _row(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate | float | None]:
-    """Means over one row's records."""
-    counts = error_counts(records)
+def _row(records: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Estimate | float | None]:
+    """Means over one row's records: the runs of each trial. The interval is one over trials, not over runs."""
+    counts = [_sum(own) for runs in records if (own := error_counts(runs))]
     n_words = sum(c.words for c in counts)
     row: dict[str, Estimate | float | None] = {
         "wer": error_rate(counts),
         "deletions": sum(c.deletions for c in counts) / n_words if n_words else None,
         "insertions": sum(c.insertions for c in counts) / n_words if n_words else None,
     }
-    row |= {key: mean_interval([r[key] for r in records]) for key in ("sim_o", "sim_r", "length")}
-    if "elapsed_s" in records[0]:
-        row["rtf"] = ratio_interval([r["elapsed_s"] for r in records], [r["seconds"] for r in records])
+    present = [c.key for c in QUALITY_COLUMNS if any(c.key in r for runs in records for r in runs)]
+    for key in ("sim_o", "sim_r", "length", *present):
+        row[key] = mean_interval([_mean([r.get(key) for r in runs]) for runs in records])
+    if "elapsed_s" in records[0][0]:
+        elapsed, seconds = ([sum(r[key] for r in runs) for runs in records] for key in ("elapsed_s", "seconds"))
+        row["rtf"] = ratio_interval(elapsed, seconds)
     return row
+
+
+def _sum(counts: Sequence[WordErrors]) -> WordErrors:
+    """The errors of all runs of a trial."""
+    return WordErrors(
+        *(sum(getattr(c, key) for c in counts) for key in ("words", "substitutions", "deletions", "insertions"))
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _spread(rows: Sequence[Mapping[str, Estimate | float | None]]) -> dict[str, float | None]:
+    """Standard deviation of each mean over the runs."""
+    spread: dict[str, float | None] = {}
+    for column in RUN_COLUMNS:
+        means = [value.mean for row in rows if isinstance(value := row.get(column.key), Estimate)]
+        spread[column.key] = float(np.std(means, ddof=1)) if len(means) == len(rows) else None
+    return spread
+
+
+def _describe_runs(
+    by_run: Mapping[str, Sequence[Mapping[str, Estimate | float | None]]], spread: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Each run by itself, and how far they lie apart."""
+    rows: dict[str, Mapping[str, Estimate | float | None]] = {}
+    for name, own in by_run.items():
+        rows |= {f"{name}, run {run}": row for run, row in enumerate(own, 1)}
+        rows[f"{name}, standard deviation"] = spread[name]
+    return table("by run", rows, RUN_COLUMNS)
+
+
+def _describe_stops(name: str, stops: Mapping[str, int]) -> str:
+    whose = f"The speech of {name}" if name else "The speech"
+    return f"{whose} ended by: " + ", ".join(f"{reason} {n}" for reason, n in stops.items()) + ".\n"
 
 
 def _describe(trials: Sequence[Trial]) -> dict[str, Any]:

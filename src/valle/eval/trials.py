@@ -5,14 +5,18 @@ seed and saved as JSON lines, so that any other system can be measured on exactl
 
 Departure: the paper's prompt is a random 3 s crop. A crop's transcript is known only with an alignment, so that here
 the prompt is a whole utterance of about that length, with its own text.
+
+VALL-E-continual (paper §5.2) is the other protocol: the prompt is the beginning of the recording itself. Such a trial
+has its target as its prompt.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from valle.config import from_dict
@@ -49,6 +53,11 @@ class Trial:
     """Its length."""
     seed: int
     """For the system's random numbers."""
+
+    @property
+    def continual(self) -> bool:
+        """Whether the recording is to be continued from its first ``prompt_s``."""
+        return self.prompt == self.target
 
 
 def spread(utterances: Sequence[Utterance], n: int | None) -> list[Utterance]:
@@ -116,6 +125,57 @@ def draw_trials(
             )
         )
     return trials
+
+
+def draw_continual(
+    utterances: Sequence[Utterance], n: int, *, folder: Path, prompt_s: float = 3.0, seed: int = 0
+) -> list[Trial]:
+    """Draw n recordings to be continued, the speakers in turn; those of 4 to 10 s go first.
+
+    Args:
+        utterances: with text and speaker; others are left out, and those with less than 1.5 s after ``prompt_s``: the
+            system wants a second, and silence at the ends is cut off.
+        n: how many; fewer when there are not so many.
+        folder: the manifest's, to which the paths are relative.
+        prompt_s: how much of the beginning the system hears.
+        seed: another one draws others.
+
+    Raises:
+        ValleError: no utterance is long enough.
+    """
+    rng = random.Random(seed)
+    long = [u for u in utterances if u.text and u.speaker and u.seconds >= prompt_s + 1.5]
+    if not long:
+        raise ValleError(
+            f"none of the {len(utterances)} utterances with a text is {prompt_s + 1.5:g} s long; the continual "
+            "protocol needs that"
+        )
+    trials = []
+    for target, _ in _in_turns([(u, []) for u in long], rng)[:n]:
+        path = target.path.relative_to(folder).as_posix()
+        trials.append(
+            Trial(
+                id=f"{target.id}_continued",
+                speaker=target.speaker or "",
+                dataset=target.dataset,
+                text=target.text or "",
+                target=path,
+                target_s=target.seconds,
+                prompt=path,
+                prompt_text=target.text or "",
+                prompt_s=prompt_s,
+                seed=rng.randrange(2**31),
+            )
+        )
+    return trials
+
+
+def of_run(trial: Trial, run: int) -> Trial:
+    """The trial with the seed of its run: its own for run 0, others for those that repeat it."""
+    if run == 0:
+        return trial
+    drawn = hashlib.sha256(f"{trial.seed}/run {run}".encode()).digest()[:4]
+    return replace(trial, seed=int.from_bytes(drawn, "big") % 2**31)
 
 
 def save_trials(path: str | Path, trials: Sequence[Trial]) -> None:

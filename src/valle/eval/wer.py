@@ -1,8 +1,9 @@
 """Word error rate: what a recogniser understands, against what should have been said (paper §5.1).
 
 Both sides pass through Whisper's English normaliser (lower case, no punctuation, numbers and spellings made one), and
-the rate is that of the corpus: all errors over all words. The paper's judge is HuBERT-Large with CTC; here it is any
-``Recogniser``, and a rate means something only beside the same judge's rate on the original recordings.
+the rate is that of the corpus: all errors over all words. The paper's judge is HuBERT-Large with CTC
+(``pretrained_judges``); here it is any ``Recogniser``, and a rate means something only beside the same judge's rate on
+the original recordings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,38 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
     return WordErrors(
         len(reference.split()), counted.substitutions, counted.deletions, counted.insertions, reference, hypothesis
     )
+
+
+class AlignedWord(NamedTuple):
+    """One step of an alignment."""
+
+    mark: Literal["", "S", "D", "I"]
+    """Right, substituted, deleted or inserted."""
+    reference: str
+    """The word that should have been said; empty where one was inserted."""
+    hypothesis: str
+    """The word that was understood; empty where one was deleted."""
+
+
+def align_words(reference: str, hypothesis: str) -> list[AlignedWord]:
+    """Which word became which, of two normalised texts; the counts of ``word_errors`` are those of the marks."""
+    said, heard = reference.split(), hypothesis.split()
+    if not said:
+        return [AlignedWord("I", "", word) for word in heard]
+    import jiwer
+
+    words = []
+    for chunk in jiwer.process_words([reference], [hypothesis]).alignments[0]:
+        a = said[chunk.ref_start_idx : chunk.ref_end_idx]
+        b = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        if chunk.type == "delete":
+            words += [AlignedWord("D", word, "") for word in a]
+        elif chunk.type == "insert":
+            words += [AlignedWord("I", "", word) for word in b]
+        else:
+            mark: Literal["", "S"] = "S" if chunk.type == "substitute" else ""
+            words += [AlignedWord(mark, x, y) for x, y in zip(a, b, strict=True)]
+    return words
 
 
 def error_rate(counts: Sequence[WordErrors], *, seed: int = 0) -> Estimate | None:

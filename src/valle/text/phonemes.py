@@ -119,7 +119,7 @@ def _espeak() -> Any:
     import espeakng_loader
     from phonemizer.backend.espeak.wrapper import EspeakWrapper
 
-    espeak_data = _data_path(espeakng_loader.get_data_path())
+    espeak_data = espeak_data_path(espeakng_loader.get_data_path())
 
     class Espeak(EspeakWrapper):  # type: ignore[misc]
         # The class's own, so that neither environment variables nor other users of phonemizer have a say.
@@ -134,7 +134,8 @@ def _espeak() -> Any:
         ) from error
 
 
-def _data_path(path: str) -> Path:
+def espeak_data_path(path: str) -> Path:
+    """Where espeak can read its data in ``path``: there, or by a link, since it forgets what is long of a path."""
     if len(path.encode()) <= _MAX_DATA_PATH:
         return Path(path)
     folder = tempfile.mkdtemp(prefix="valle-")
