@@ -174,7 +174,7 @@ def _kind(test: ListeningTest, kind: Kind, heard: Sequence[Heard]) -> dict[str, 
     units: dict[Any, list[float]] = {}
     for h in once:
         units.setdefault(h.screen.id, []).append(h.value)
-    differences = repeat_differences(heard)
+    repeated = repeat_differences(heard)
     return {
         "systems": rows if kind != "cmos" else {},
         "comparisons": comparisons,
@@ -182,10 +182,10 @@ def _kind(test: ListeningTest, kind: Kind, heard: Sequence[Heard]) -> dict[str, 
         "alpha": alpha(units),
         "n_units": sum(len(values) > 1 for values in units.values()),
         "repeats": {
-            "n": len(differences),
-            "mean_difference": float(np.mean(differences)) if differences else None,
-            "same": float(np.mean([d == 0 for d in differences])) if differences else None,
-            "within_one": float(np.mean([d <= 1 for d in differences])) if differences else None,
+            "n": len(repeated),
+            "mean_difference": float(np.mean(repeated)) if repeated else None,
+            "same": float(np.mean([d == 0 for d in repeated])) if repeated else None,
+            "within_one": float(np.mean([d <= 1 for d in repeated])) if repeated else None,
         },
         "side": _side(heard) if kind == "cmos" else None,
     }

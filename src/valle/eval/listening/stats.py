@@ -69,12 +69,12 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
     """
     if not len(differences):
         return None
-    values = np.asarray(differences, np.float64)
-    values = values[np.abs(values) > 1e-9]
+    given: NDArray[np.float64] = np.asarray(differences, np.float64)
+    values = given[np.abs(given) > 1e-9]
     n = len(values)
     if n == 0:
         return 1.0
-    ranks = midranks(np.round(np.abs(values), 9))
+    ranks = midranks(np.abs(values).round(9))
     positive = float(ranks[values > 0].sum())
     if n > MAX_EXACT:
         mean, deviation = ranks.sum() / 2, math.sqrt(np.square(ranks).sum() / 4)
