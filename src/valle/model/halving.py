@@ -68,8 +68,10 @@ class Linear(Halvable, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
+        if self.halved is None or self.training:
+            return super().forward(x)
         is_many = x.numel() > _MANY_ROWS * self.in_features and torch.get_num_threads() > 1
-        return super().forward(x) if self.halved is None or self.training or is_many else self.multiplier()(x)
+        return super().forward(x) if is_many else self.multiplier()(x)
 
 
 class FrameConv(Halvable, nn.Conv1d):
