@@ -17,6 +17,7 @@ from valle.data.corpus import read_manifest
 from valle.errors import ValleError
 from valle.eval import report
 from valle.eval.journal import Journal
+from valle.eval.listening.source import read_sources
 from valle.eval.lists import read_list
 from valle.eval.synthesis import measure_speech
 from valle.eval.systems import parse_systems
@@ -152,6 +153,10 @@ def test_command_with_protocol_runs_and_espeak(manifest: Path, tiny_model_dir: P
     assert list(results["rows"]) == ["recording", "codec round trip", "tiny-random", "espeak"]
     assert results["systems"]["espeak"].startswith("espeak: espeak-ng")
     assert "Other system: `espeak: espeak-ng" in (out / "report.md").read_text()
+    (sentence,) = read_sources([str(out)])  # of a listening test: all rows, of several runs the first
+    assert list(sentence.waves) == ["recording", "codec round trip", "tiny-random", "espeak"]
+    assert sentence.waves["tiny-random"].name.endswith("-3-spoken-1.flac")
+    assert "mine" in read_sources([f"mine={out}"])[0].waves
 
 
 def test_command_with_a_list_of_others(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:

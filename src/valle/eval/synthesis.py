@@ -11,7 +11,6 @@ the voice is that of what follows the beginning, compared with the beginning.
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from valle.eval.journal import Journal
 from valle.eval.judges import Judges, error_counts
 from valle.eval.results import Column, missing, rows_by_corpus, table
 from valle.eval.speaker import cosine
+from valle.eval.systems import file_label
 from valle.eval.trials import TARGET_S, Trial, in_range, of_run
 from valle.eval.wer import WordErrors, error_rate
 
@@ -252,7 +252,7 @@ class _Meter:
                 }
                 self.journal.add(_key(told, speaker.key), record)
             if wavs is not None and spoken.waveform.shape[1]:
-                named = "spoken" if place == 0 else re.sub(r"[^\w.-]", "-", speaker.system.name)
+                named = "spoken" if place == 0 else file_label(speaker.system.name)
                 again = f"-{run + 1}" if speaker.runs > 1 else ""
                 spoken.save(wavs / f"{stem}-{3 + place}-{named}{again}.flac")
         if wavs is not None and to_write:  # the prompt last: it tells that all are there

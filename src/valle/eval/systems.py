@@ -28,6 +28,11 @@ FIELDS = ("text", "ref", "ref_text", "seed", "out")
 ESPEAK = "espeak"
 
 
+def file_label(name: str) -> str:
+    """A system's name as a part of the names of its files."""
+    return re.sub(r"[^\w.-]", "-", name)
+
+
 class Baseline(Protocol):
     """A system beside the model."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Any
 
 from valle.errors import ValleError
 from valle.eval.listening.design import RECORDING
+from valle.eval.systems import file_label
 
 ROUND_TRIP = "codec round trip"
 
-_LABELS = {"1-recording": RECORDING, "2-round-trip": ROUND_TRIP}  # of the files in wavs/
+_LABELS = {RECORDING: "1-recording", ROUND_TRIP: "2-round-trip"}  # of the files in wavs/
 _PROMPT, _SPOKEN = "0-prompt", "3-spoken"
 
 
@@ -71,19 +73,32 @@ def _read_results(folder: Path, name: str, sentences: dict[str, Sentence]) -> No
     if not found:
         raise ValleError(f"{folder} holds no waves (wavs/*-{_PROMPT}.flac); run `valle eval speech` without --listen 0")
     texts = _texts(folder / "trials.jsonl")
-    spoken_by = name or _model_name(folder)
+    results = _results(folder)
+    model = _model_name(results) or folder.resolve().name
+    spoken_by = name or model
+    labels = {**_LABELS, spoken_by: _SPOKEN}
+    # Other systems of the same measurement; the number that their files begin with is their place in it.
+    labels |= {o: f"[0-9]*-{file_label(o)}" for o in results.get("rows", ()) if o not in (*_LABELS, model)}
     for prompt in found:
         stem = prompt.stem.removesuffix(f"-{_PROMPT}")
         sentence = sentences.setdefault(stem, Sentence(stem))
         sentence.prompt = sentence.prompt or prompt
         sentence.text = sentence.text or texts.get(stem, "")
-        for label, system in {**_LABELS, _SPOKEN: spoken_by}.items():
-            wave = wavs / f"{stem}-{label}{prompt.suffix}"
-            if not wave.is_file():  # nothing was said
+        for system, label in labels.items():
+            wave = _wave(wavs, stem, label, prompt.suffix)
+            if wave is None:  # nothing was said
                 continue
             if system == spoken_by and system in sentence.waves:
                 raise ValleError(f"two folders have speech of {system!r}; name one with NAME={folder}")
             sentence.waves.setdefault(system, wave)
+
+
+def _wave(wavs: Path, stem: str, label: str, suffix: str) -> Path | None:
+    """The file with a label, which may be a pattern; of several runs the first."""
+    for run in ("", "-1"):
+        if found := sorted(wavs.glob(f"{glob.escape(stem)}-{label}{run}{suffix}")):
+            return found[0]
+    return None
 
 
 def _texts(path: Path) -> dict[str, str]:
@@ -93,11 +108,18 @@ def _texts(path: Path) -> dict[str, str]:
     )
 
 
-def _model_name(folder: Path) -> str:
+def _results(folder: Path) -> dict[str, Any]:
+    """What ``results.json`` holds; nothing where it cannot be read."""
     try:
-        return str(json.loads((folder / "results.json").read_text(encoding="utf-8"))["model"]["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder.resolve().name
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return results if isinstance(results, dict) else {}
+
+
+def _model_name(results: Mapping[str, Any]) -> str:
+    model = results.get("model")
+    return str(model["name"]) if isinstance(model, dict) and "name" in model else ""
 
 
 def _read_list(path: Path, sentences: dict[str, Sentence]) -> None:
