@@ -46,17 +46,8 @@ def _seed_tts(line: str, folder: Path, where: str, seed: int) -> Trial:
         )
     name, prompt_text, prompt, text = fields[:4]
     target = fields[4] if len(fields) == 5 else f"wavs/{Path(name).stem if name.endswith('.wav') else name}.wav"
-    return Trial(
-        id=name,
-        speaker=Path(prompt).stem,
-        dataset="seed-tts-eval",
-        text=text,
-        target=target,
-        target_s=_seconds(folder, target, where),
-        prompt=prompt,
-        prompt_text=prompt_text,
-        prompt_s=_seconds(folder, prompt, where),
-        seed=_seed(seed, name),
+    return _trial(
+        (name, Path(prompt).stem, "seed-tts-eval"), (text, target), (prompt_text, prompt), folder, where, seed
     )
 
 
@@ -67,17 +58,25 @@ def _librispeech(line: str, folder: Path, where: str, seed: int) -> Trial:
         raise ValleError(f"{where} has not the six columns with tabs of F5-TTS's LibriSpeech-PC list")
     (prompt_id, _, prompt_text), (target_id, _, text) = fields[:3], fields[3:]
     prompt, target = (f"{'/'.join(name.split('-')[:2])}/{name}.flac" for name in names)
+    named = (f"{target_id}_{prompt_id}", target_id.split("-")[0], "librispeech-pc")
+    return _trial(named, (text, target), (prompt_text, prompt), folder, where, seed)
+
+
+def _trial(
+    named: tuple[str, str, str], said: tuple[str, str], prompt: tuple[str, str], folder: Path, where: str, seed: int
+) -> Trial:
+    """A trial of (id, speaker, data set), the (text, recording) to be said and those of the prompt."""
     return Trial(
-        id=f"{target_id}_{prompt_id}",
-        speaker=target_id.split("-")[0],
-        dataset="librispeech-pc",
-        text=text,
-        target=target,
-        target_s=_seconds(folder, target, where),
-        prompt=prompt,
-        prompt_text=prompt_text,
-        prompt_s=_seconds(folder, prompt, where),
-        seed=_seed(seed, f"{target_id}_{prompt_id}"),
+        id=named[0],
+        speaker=named[1],
+        dataset=named[2],
+        text=said[0],
+        target=said[1],
+        target_s=_seconds(folder, said[1], where),
+        prompt=prompt[1],
+        prompt_text=prompt[0],
+        prompt_s=_seconds(folder, prompt[1], where),
+        seed=_seed(seed, named[0]),
     )
 
 
