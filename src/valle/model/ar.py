@@ -112,10 +112,12 @@ class ARBatch(NamedTuple):
     codes: Tensor  # [B, T] int64, codebook 1, without <eos>
     code_lens: Tensor  # [B] int64
     durations: Tensor | None = None  # [B, S] int64, frames of each phoneme, code_lens in all; for alignment
+    max_places: int | None = None  # most phonemes and codes of a row; None: not known, S + T are computed
 
     def to(self, device: str | torch.device) -> ARBatch:
         """The same batch on another device."""
-        moved = {k: x.to(device, non_blocking=True) for k, x in self._asdict().items() if x is not None}
+        tensors = {k: x for k, x in self._asdict().items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {k: x.to(device, non_blocking=True) for k, x in tensors.items()}
         return self._replace(**moved)
 
 
@@ -231,21 +233,23 @@ class AR(nn.Module):
 
     def outputs(self, batch: ARBatch) -> AROutputs:
         """What ``forward`` returns and, with alignment, the moves; ``batch`` then needs its durations."""
-        phonemes, phoneme_lens, codes, code_lens, durations = batch
+        phonemes, phoneme_lens, codes, code_lens, durations, max_places = batch
         if self.training and self.config.code_noise > 0:  # drawn like dropout, from torch's own generator
             is_wrong = torch.rand(codes.shape, device=codes.device) < self.config.code_noise  # [B, T]
             codes = torch.where(is_wrong, torch.randint_like(codes, self.config.codebook_size), codes)
         blind = None
         if self.training and self.config.text_dropout > 0:
             blind = torch.rand(len(codes), device=codes.device) < self.config.text_dropout  # [B]
-        x, text_lens = self._embed(phonemes, phoneme_lens, codes, code_lens, blind)  # [B, S + 1 + T, D]
+        # Two more: the phonemes' <eos>, and a place of padding for all columns that are past the end.
+        length = None if max_places is None else max_places + 2
+        x, text_lens = self._embed(phonemes, phoneme_lens, codes, code_lens, blind, length)  # [B, L, D]
         if self.config.alignment:
             assert durations is not None, "a model with alignment needs the durations of the phonemes"
             context = self.context(phonemes, phoneme_lens)  # [B, S + 1, D]
             index = frame_index(durations, phoneme_lens, codes.shape[1] + 1)  # [B, T + 1]
-            x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens, blind)
+            x = x + self._guide(context, index, frame_age(durations, phoneme_lens, index), text_lens, blind, length)
         # What is said at the phonemes' <eos> and after it; what is said before is of no use.
-        columns = self._code_columns(text_lens, batch.codes.shape[1] + 1)
+        columns = self._code_columns(text_lens, batch.codes.shape[1] + 1, x.shape[1])
         x, local, _ = self._add_local(x, columns)
         h = self._transform(x, text_lens).gather(1, columns)  # [B, T + 1, D]
         if local is not None:
@@ -481,7 +485,8 @@ class AR(nn.Module):
             x = x + self._guide(context, index, age.masked_fill(is_new, 0), text_lens, blind)
         lens = text_lens + prompt_lens  # [B]
         longest = int(lens.max())
-        x, local, pasts = self._add_local(x, self._code_columns(text_lens, prompt.shape[1] + 1), prompt_lens + 1)
+        columns = self._code_columns(text_lens, prompt.shape[1] + 1, x.shape[1])
+        x, local, pasts = self._add_local(x, columns, prompt_lens + 1)
         if local is not None:
             local = local[torch.arange(len(x), device=x.device), prompt_lens]  # [B, D] at the place of the first code
         x = x[:, :longest]
@@ -537,14 +542,22 @@ class AR(nn.Module):
     # What both share
 
     def _embed(
-        self, phonemes: Tensor, phoneme_lens: Tensor, codes: Tensor, code_lens: Tensor, blind: Tensor | None = None
+        self,
+        phonemes: Tensor,
+        phoneme_lens: Tensor,
+        codes: Tensor,
+        code_lens: Tensor,
+        blind: Tensor | None = None,
+        length: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Packed rows ``phonemes <eos> codes padding`` [B, S + 1 + T, D], and in which column their codes begin [B].
+        """Packed rows ``phonemes <eos> codes padding`` [B, L, D], and in which column their codes begin [B].
 
-        Where ``blind`` [B] bool, all phonemes are <eos>.
+        L is ``length``, which no row is longer than, or else S + 1 + T. Where ``blind`` [B] bool, all phonemes are
+        <eos>.
         """
         n_text = phonemes.shape[1] + 1
-        length = n_text + codes.shape[1]
+        n_all = n_text + codes.shape[1]
+        length = n_all if length is None else length
         # Padding becomes a valid token, whatever the caller put there; where the phonemes end, that is their <eos>.
         text = F.pad(phonemes, (0, 1)).where(padding_mask(phoneme_lens, n_text), self.phoneme_eos_id)  # [B, S + 1]
         if blind is not None:
@@ -554,8 +567,8 @@ class AR(nn.Module):
 
         column = torch.arange(length, device=phonemes.device)
         begin = text_lens.unsqueeze(1)
-        is_text = column < begin  # [B, S + 1 + T]
-        source = torch.where(is_text, column, column + n_text - begin).clamp(max=length - 1)
+        is_text = column < begin  # [B, L]
+        source = torch.where(is_text, column, column + n_text - begin).clamp(max=n_all - 1)
         position = torch.where(is_text, column, column - begin)
         # One look-up in the two tables, codes numbered after the phonemes.
         ids = torch.cat([text, codes + self.phoneme_emb.num_embeddings], dim=1).gather(1, source)
@@ -564,16 +577,23 @@ class AR(nn.Module):
         return x, text_lens
 
     def _guide(
-        self, context: Tensor, index: Tensor, age: Tensor, text_lens: Tensor, blind: Tensor | None = None
+        self,
+        context: Tensor,
+        index: Tensor,
+        age: Tensor,
+        text_lens: Tensor,
+        blind: Tensor | None = None,
+        length: int | None = None,
     ) -> Tensor:
-        """What the places that foretell frames are told of them, in packed rows: [B, S + 1 + T, D], 0 elsewhere.
+        """What the places that foretell frames are told of them, in packed rows: [B, L, D] as ``_embed``, 0 elsewhere.
 
         context [B, S + 1, D]; index and age [B, T + 1] of each frame and of the end; text_lens [B]; blind [B] bool,
         rows that are told nothing.
         """
         n_frames = index.shape[1]
-        column = torch.arange(context.shape[1] + n_frames - 1, device=index.device)  # [S + 1 + T]
-        t = column - text_lens.unsqueeze(1) + 1  # [B, S + 1 + T]; the phonemes' <eos> foretells frame 0
+        length = context.shape[1] + n_frames - 1 if length is None else length
+        column = torch.arange(length, device=index.device)  # [L]
+        t = column - text_lens.unsqueeze(1) + 1  # [B, L]; the phonemes' <eos> foretells frame 0
         frame = t.clamp(0, n_frames - 1)
         is_silent = t < 0 if blind is None else (t < 0) | blind.unsqueeze(1)
         return self._place(context, index.gather(1, frame), age.gather(1, frame)).masked_fill(
@@ -584,10 +604,11 @@ class AR(nn.Module):
         """context [B, S + 1, D], index and age [B, T] of frames -> [B, T, D]."""
         return look_up(context, index) + self.age_emb(age.clamp(max=N_AGES - 1))  # type: ignore[no-any-return]
 
-    def _code_columns(self, text_lens: Tensor, n: int) -> Tensor:
-        """Where the first n codes are foretold in packed rows, ready for ``gather``: [B, n, D]."""
+    def _code_columns(self, text_lens: Tensor, n: int, length: int) -> Tensor:
+        """Where the first n codes are foretold in packed rows of ``length``, ready for ``gather``: [B, n, D]."""
         t = torch.arange(n, device=text_lens.device)
-        return (text_lens.unsqueeze(1) - 1 + t).unsqueeze(-1).expand(-1, -1, self.config.transformer.dim)
+        columns = (text_lens.unsqueeze(1) - 1 + t).clamp(max=length - 1)  # [B, n]
+        return columns.unsqueeze(-1).expand(-1, -1, self.config.transformer.dim)
 
     def _add_local(
         self, x: Tensor, columns: Tensor, lens: Tensor | None = None

@@ -159,10 +159,12 @@ class NARBatch(NamedTuple):
     # NOTE a field hides the tuple's method of that name.
     index: Tensor | None = None  # type: ignore[assignment]  # [B, T] int64, with alignment: the place of its phoneme
     prompt_index: Tensor | None = None  # [B, T'] int64, likewise of the prompt
+    max_places: int | None = None  # most phonemes and frames of a row; None: not known, S + T' + T are computed
 
     def to(self, device: str | torch.device) -> NARBatch:
         """The same batch on another device."""
-        moved = {k: x.to(device, non_blocking=True) for k, x in self._asdict().items() if x is not None}
+        tensors = {k: x for k, x in self._asdict().items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {k: x.to(device, non_blocking=True) for k, x in tensors.items()}
         return self._replace(**moved)
 
 
@@ -179,7 +181,9 @@ class _Known(NamedTuple):
     x: Tensor  # [B, S + T', D] phonemes and prompt
     added: Tensor | None  # [B, T, D] or [B, 1, D], what is added to the target
     is_target: Tensor  # [B, T] bool
-    mask: Tensor  # [B, 1, 1, S + T' + T] bool
+    mask: Tensor  # [B, 1, 1, L] bool
+    order: Tensor | None  # [B, L] int64, the columns of S + T' + T that rows without gaps hold; None: all as they are
+    columns: Tensor | None  # [B, T] int64, where in such rows the target is
     memory: tuple[Tensor, Tensor, Tensor] | None  # with prompt_heads, of the prompt
 
 
@@ -385,7 +389,13 @@ class NAR(nn.Module):
         memory = None
         if firsts is not None:
             memory = self.look_up.remember(self.local(firsts, is_prompt), contents, is_prompt)
-        return _Known(x, added, is_target, mask[:, None, None], memory)
+        order = columns = None
+        if batch.max_places is not None:
+            order = torch.argsort(mask, dim=1, descending=True, stable=True)[:, : batch.max_places]  # [B, L]
+            t = torch.arange(is_target.shape[1], device=mask.device)
+            columns = (mask[:, : x.shape[1]].sum(dim=1, keepdim=True) + t).clamp(max=batch.max_places - 1)  # [B, T]
+            mask = mask.gather(1, order)
+        return _Known(x, added, is_target, mask[:, None, None], order, columns, memory)
 
     def _predict(self, known: _Known, codes: Tensor, stage: int) -> Tensor:
         """codes [B, k, T], of which those before ``stage`` are read -> logits [B, T, codebook_size]."""
@@ -407,8 +417,10 @@ class NAR(nn.Module):
             found = self.look_up(local, known.memory)  # [B, T, D]
             target = target + found * self.look_up.scale
         x = torch.cat([known.x, target + self.positions(n_target)], dim=1)  # [B, S + T' + T, D]
+        if known.order is not None:
+            x = _columns(x, known.order)  # [B, L, D]
         h: Tensor = self.transformer(x, mask=known.mask, condition=self.stage_emb.weight[stage - 2])
-        h = h[:, x.shape[1] - n_target :]  # [B, T, D]
+        h = h[:, x.shape[1] - n_target :] if known.columns is None else _columns(h, known.columns)  # [B, T, D]
         h = h if local is None else h + self.local.out(local)
         return h if found is None else h + self.look_up.out(found)
 
@@ -577,6 +589,11 @@ def draw_prompt(
     in_loss = padding_mask(code_lens, n_frames) & ~is_segment
     batch = NARBatch(phonemes, phoneme_lens, codes, code_lens, _cut(codes, begin, n_prompt), prompt_lens, in_loss)
     return batch if index is None else batch._replace(index=index, prompt_index=_cut_index(index, begin, n_prompt))
+
+
+def _columns(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, n, D], index [B, m] -> [B, m, D]."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
 
 def _cut(codes: Tensor, begin: Tensor, n: int) -> Tensor:

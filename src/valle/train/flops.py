@@ -30,6 +30,7 @@ class BatchShape(NamedTuple):
     n_phonemes: int  # S
     n_frames: int  # T, of the target
     n_prompt: int = 0  # T', of the prompt; the AR has none
+    max_places: int | None = None  # most phonemes and frames of a row, where rows have no gaps; None: S + T' + T
 
 
 class Work(NamedTuple):
@@ -46,7 +47,10 @@ class Work(NamedTuple):
 
 def row_length(config: ARConfig | NARConfig, shape: BatchShape) -> int:
     """Places of a row in the transformer: phonemes, in the AR their <eos>, prompt and target."""
-    return shape.n_phonemes + isinstance(config, ARConfig) + shape.n_prompt + shape.n_frames
+    is_ar = isinstance(config, ARConfig)
+    if shape.max_places is not None:
+        return shape.max_places + 2 * is_ar  # and the AR's place for all that is past the end
+    return shape.n_phonemes + is_ar + shape.n_prompt + shape.n_frames
 
 
 def training_flops(config: ARConfig | NARConfig, shape: BatchShape) -> int:

@@ -101,10 +101,11 @@ class ARTask(Task[ARBatch]):
 
     def make_batch(self, rows: Rows, generator: torch.Generator) -> ARBatch:
         durations = rows.durations if self.model.config.alignment else None
-        return ARBatch(rows.phonemes, rows.phoneme_lens, rows.codes[:, 0], rows.code_lens, durations)
+        most = int((rows.phoneme_lens + rows.code_lens).max())
+        return ARBatch(rows.phonemes, rows.phoneme_lens, rows.codes[:, 0], rows.code_lens, durations, most)
 
     def pinned(self, batch: ARBatch) -> ARBatch:
-        return ARBatch(*(None if x is None else x.pin_memory() for x in batch))  # type: ignore[arg-type]
+        return ARBatch(*(x.pin_memory() if isinstance(x, Tensor) else x for x in batch))  # type: ignore[arg-type]
 
     def n_tokens(self, batch: ARBatch) -> int:
         return int(batch.code_lens.sum()) + len(batch.code_lens)  # <eos> counts
@@ -112,7 +113,7 @@ class ARTask(Task[ARBatch]):
     def work(self, batch: ARBatch) -> Work:
         (n_rows, n_phonemes), n_frames = batch.phonemes.shape, batch.codes.shape[1]
         filled = int(batch.phoneme_lens.sum()) + n_rows + int(batch.code_lens.sum())
-        return _work(self.model.config, BatchShape(n_rows, n_phonemes, n_frames), filled)
+        return _work(self.model.config, BatchShape(n_rows, n_phonemes, n_frames, 0, batch.max_places), filled)
 
     def loss(self, batch: ARBatch, device: torch.device) -> tuple[Tensor, Metrics]:
         batch = batch.to(device)
@@ -178,7 +179,8 @@ class NARTask(Task[tuple[NARBatch, int]]):
         return self._with_prompt(rows, generator), stage
 
     def pinned(self, batch: tuple[NARBatch, int]) -> tuple[NARBatch, int]:
-        return NARBatch(*(None if x is None else x.pin_memory() for x in batch[0])), batch[1]  # type: ignore[arg-type]
+        pinned = NARBatch(*(x.pin_memory() if isinstance(x, Tensor) else x for x in batch[0]))  # type: ignore[arg-type]
+        return pinned, batch[1]
 
     def n_tokens(self, batch: tuple[NARBatch, int]) -> int:
         return int(batch[0].in_loss.sum())
@@ -186,7 +188,8 @@ class NARTask(Task[tuple[NARBatch, int]]):
     def work(self, batch: tuple[NARBatch, int]) -> Work:
         rows = batch[0]
         n_rows, n_phonemes = rows.phonemes.shape
-        shape = BatchShape(n_rows, n_phonemes, rows.codes.shape[2], rows.prompt_codes.shape[2])
+        n_frames, n_prompt = rows.codes.shape[2], rows.prompt_codes.shape[2]
+        shape = BatchShape(n_rows, n_phonemes, n_frames, n_prompt, rows.max_places)
         filled = sum(int(lens.sum()) for lens in (rows.phoneme_lens, rows.prompt_lens, rows.code_lens))
         return _work(self.model.config, shape, filled)
 
@@ -238,7 +241,7 @@ class NARTask(Task[tuple[NARBatch, int]]):
 
     def _with_prompt(self, rows: Rows, generator: torch.Generator) -> NARBatch:
         config = self.model.config
-        return draw_prompt(
+        batch = draw_prompt(
             rows.phonemes,
             rows.phoneme_lens,
             rows.codes,
@@ -248,6 +251,8 @@ class NARTask(Task[tuple[NARBatch, int]]):
             generator=generator,
             durations=rows.durations if config.alignment else None,
         )
+        most = int((batch.phoneme_lens + batch.prompt_lens + batch.code_lens).max())
+        return batch._replace(max_places=most)
 
 
 def make_task(kind: Kind, values: dict[str, Any], info: PackInfo) -> ARTask | NARTask:
