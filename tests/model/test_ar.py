@@ -354,8 +354,6 @@ def test_one_seed_one_utterance():
     for seed in (1, 1, 2):
         one = model.generate(*alone[:4], sampling=SamplingConfig(), max_frames=20, generators=generators(seed))
         said.append(one.codes[0].tolist())
-        for seed in (1, 1, 2)
-    ]
     assert said[0] == said[1] != said[2]
     torch.manual_seed(5)
     first = model.generate(*alone[:4], sampling=SamplingConfig(), max_frames=20)
