@@ -28,7 +28,7 @@ def config_file(tmp_path: Path, pack: Path, **changes) -> Path:
         "model": {"alignment": False, "local_layers": 0},
         "transformer": {**SIZE, "dropout": 0.1},
         "batches": {"max_frames": 130, "max_seconds": 1.5, "min_seconds": 0.1, "join_same_speaker": 0.4},
-        "optimiser": {"lr": 3e-3, "warmup_steps": 2, "betas": [0.9, 0.95]},
+        "optimiser": {"lr": 3e-3, "warmup_steps": 2, "betas": [0.9, 0.95], "eps": 1e-8},
         "run": {"max_steps": 6, "eval_every": 3, "log_every": 1, "checkpoint_every": 100, "ema_decay": 0.9},
     }
     for key, value in changes.items():
@@ -133,7 +133,7 @@ def test_accumulated_batches_equal_one_large_batch(alignment, tmp_path, make_pac
             "ar", load_train_config(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run"
         )
         trainer.train_step(MeanMetrics())
-        gradients.append([p.grad.clone() for p in trainer.parameters])
+        gradients.append([p.grad.clone() for p in trainer.learner.parameters])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     assert max(float(g.abs().max()) for g in gradients[0]) > 1e-3  # not vacuous
@@ -151,7 +151,7 @@ def test_token_weights_not_batch_weights(alignment, tmp_path, make_pack):
             "ar", load_train_config(config_file(tmp_path, pack, max_seconds=0.8, **changes)), tmp_path / "run"
         )
         trainer.train_step(MeanMetrics())
-        gradients.append([p.grad.clone() for p in trainer.parameters])
+        gradients.append([p.grad.clone() for p in trainer.learner.parameters])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 

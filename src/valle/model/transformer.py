@@ -19,8 +19,9 @@ What the paper leaves open, and what is chosen here:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -195,7 +196,15 @@ class Transformer(nn.Module):
         self.checkpointing = False
         """Keep only the input of each block in training, and compute the rest again for the gradient: less memory, more
         time, the same numbers, dropout included. A matter of the run, not of the model."""
+        self._compiled: Callable[..., Tensor] | None = None
         self._initialise(config.n_layers)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks for training: one program for all layers and all lengths.
+
+        In evaluation all stays as it is: what speaks grows by one place at a time.
+        """
+        self._compiled = torch.compile(_run_block, dynamic=True, backend=backend)
 
     @torch.no_grad()
     def _initialise(self, n_layers: int) -> None:
@@ -230,14 +239,20 @@ class Transformer(nn.Module):
         assert not causal or mask is None, "causal and a mask exclude each other"
         assert not causal or cache is None or cache.length == 0, "causal needs an empty cache"
         x = self.dropout(x)
+        learns = self.training and torch.is_grad_enabled()
+        run: Callable[..., Tensor] = self._compiled if self._compiled is not None and learns else _run_block
         for block in self.blocks:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, causal, condition, cache, use_reentrant=False)
+            if self.checkpointing and learns:
+                x = checkpoint(run, block, x, mask, causal, condition, cache, use_reentrant=False)
             else:
-                x = block(x, mask, causal, condition, cache)
+                x = run(block, x, mask, causal, condition, cache)
         if cache is not None:
             cache.length += x.shape[1]
         return x if self.norm is None else self.norm(x, condition)
+
+
+def _run_block(block: nn.Module, *args: Any) -> Tensor:
+    return block(*args)  # type: ignore[no-any-return]
 
 
 class Embedding(Halvable, nn.Embedding):

@@ -4,6 +4,10 @@ A checkpoint is a folder ``step-00001200/`` with one ``.safetensors`` file a gro
 random state ...) and ``state.json``. It is written beside its place, flushed to the disk and then renamed, so a run
 killed in the middle of it leaves the previous checkpoint as the newest one. Random states travel as tensors, so that
 nothing needs a pickle.
+
+Where ranks hold parts of the tensors (FSDP), each writes its own: ``group-00001-of-00004.safetensors``, rows in the
+order of the ranks. Reading puts them together, whatever the number of ranks that read; all need to see one folder.
+``CheckpointWriter`` writes in a thread, from a copy in memory, while training goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +30,15 @@ import torch
 from torch import Tensor
 
 from valle.errors import ValleError
+from valle.train.distributed import Ranks, is_shared, own
 
 Tensors = dict[str, Tensor]
 
 _NAME = re.compile(r"step-(\d+)")
 _STATE = "state.json"
+
+_PATIENCE_S = 1800.0
+"""How long the main rank waits for the parts of the others."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +72,124 @@ def save_checkpoint(
     Returns:
         The new checkpoint's folder.
     """
-    assert keep >= 1, "a run must keep at least one checkpoint"
-    folder, step = Path(folder), int(state["step"])
+    temporary = _begin(Path(folder), int(state["step"]))
+    aliases = {group: _write_group(temporary / f"{group}.safetensors", named) for group, named in tensors.items()}
+    return _finish(temporary, {"state": dict(state), "groups": list(tensors), "aliases": aliases}, keep)
+
+
+class CheckpointWriter:
+    """Writes checkpoints of a run in a thread, one at a time; all ranks call it alike."""
+
+    def __init__(self, folder: str | Path, ranks: Ranks, *, keep: int = 2) -> None:
+        """``folder`` and ``keep`` as for ``save_checkpoint``."""
+        self.folder, self.ranks, self.keep = Path(folder), ranks, keep
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Copy the tensors, and begin to write them; a checkpoint that is still being written is waited for.
+
+        What other ranks hold rows of is written by each for its own, all else by the main rank.
+
+        Raises:
+            ValleError: the checkpoint before could not be written.
+        """
+        self.wait()
+        is_shared_out = any(is_shared(t) for named in tensors.values() for t in named.values())
+        if not (is_shared_out or self.ranks.is_main):
+            return
+        copies: dict[str, Tensors] = {}
+        aliases: dict[str, dict[str, str]] = {}
+        for group, named in tensors.items():
+            mine = {k: own(t) for k, t in named.items() if self.ranks.is_main or is_shared(t)}
+            copies[group], aliases[group] = _copies(mine)
+        body: dict[str, Any] = {"state": dict(state), "groups": list(tensors), "aliases": aliases}
+        temporary = self.folder / _temporary_name(int(state["step"]))
+        if self.ranks.is_main:
+            _begin(self.folder, int(state["step"]))
+        if not is_shared_out:
+            self._start(lambda: self._write_all(temporary, copies, body))
+            return
+        self.ranks.wait()  # until there is a folder
+        shapes = {g: {k: list(t.shape) for k, t in named.items() if is_shared(t)} for g, named in tensors.items()}
+        body |= {"pieces": self.ranks.size, "shapes": shapes}
+        self._start(lambda: self._write_piece(temporary, copies, body))
+
+    def wait(self) -> None:
+        """Until everything is on the disk.
+
+        Raises:
+            ValleError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise ValleError(
+                f"the checkpoint in {self.folder} could not be written ({error}); the ones before it are whole: make "
+                "room, and go on with --resume"
+            ) from error
+
+    def _start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # told by the next wait
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write_all(self, temporary: Path, copies: dict[str, Tensors], body: dict[str, Any]) -> None:
+        from safetensors.torch import save
+
+        for group, named in copies.items():
+            _write(temporary / f"{group}.safetensors", save(named))
+        _finish(temporary, body, self.keep)
+
+    def _write_piece(self, temporary: Path, copies: dict[str, Tensors], body: dict[str, Any]) -> None:
+        from safetensors.torch import save
+
+        rank, size = self.ranks.rank, self.ranks.size
+        for group, named in copies.items():
+            _write(temporary / _piece_name(group, rank, size), save(named))
+        _write(temporary / f"{rank}.written", b"")
+        if not self.ranks.is_main:
+            return
+        marks = [temporary / f"{r}.written" for r in range(size)]
+        since = time.monotonic()
+        while missing := [mark.stem for mark in marks if not mark.exists()]:
+            if time.monotonic() - since > _PATIENCE_S:
+                raise ValleError(f"rank {missing[0]} has not written its part for {_PATIENCE_S / 60:.0f} minutes")
+            time.sleep(0.02)
+        for mark in marks:
+            mark.unlink()
+        _finish(temporary, body, self.keep)
+
+
+def _temporary_name(step: int) -> str:
+    return f".step-{step:08d}.tmp"
+
+
+def _piece_name(group: str, rank: int, size: int) -> str:
+    return f"{group}-{rank + 1:05d}-of-{size:05d}.safetensors"
+
+
+def _begin(folder: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.tmp"):  # left by a run that was killed while writing
         shutil.rmtree(stale, ignore_errors=True)
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
+    temporary = folder / _temporary_name(step)
     temporary.mkdir()
-    aliases: dict[str, dict[str, str]] = {}
-    for group, named in tensors.items():
-        aliases[group] = _write_group(temporary / f"{group}.safetensors", named)
-    body = {"state": dict(state), "groups": list(tensors), "aliases": aliases}
+    return temporary
+
+
+def _finish(temporary: Path, body: dict[str, Any], keep: int) -> Path:
+    """Give a folder that holds all tensors its state and its name, and delete all but the newest ``keep``."""
+    assert keep >= 1, "a run must keep at least one checkpoint"
+    folder, final = temporary.parent, temporary.with_name(temporary.name[1 : -len(".tmp")])
     _write(temporary / _STATE, json.dumps(body, indent=1).encode())
     _sync_folder(temporary)
     if final.exists():
@@ -100,16 +216,15 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     if path is None:
         raise ValleError(f"{folder} holds no checkpoint to resume from; start the run without --resume")
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         body = json.loads((path / _STATE).read_text(encoding="utf-8"))
         tensors: dict[str, Tensors] = {}
         for group in body["groups"]:
-            named: Tensors = load_file(path / f"{group}.safetensors")
+            named = _read_group(path, group, body)
             named.update({name: named[source] for name, source in body["aliases"][group].items()})
             tensors[group] = named
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, ValueError) as error:
         raise ValleError(
             f"the checkpoint {path} is damaged ({error}); delete it and resume from the one before"
         ) from error
@@ -150,9 +265,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[s
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    place: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
     """Put back what ``optimizer_tensors`` took out; moments go to the device of their parameters.
+
+    Args:
+        optimizer: over the same parameters.
+        tensors: whole, whichever ranks their parameters lie on.
+        state: the rest.
+        place: lays a tensor out as another, its parameter, lies on the ranks.
 
     Raises:
         ValleError: the state belongs to an optimiser over other parameters.
@@ -167,12 +291,14 @@ def restore_optimizer(
                 f"the checkpoint's optimizer state {key} {list(tensor.shape)} fits no parameter of this model; "
                 "resume with the configuration that the run was started with"
             )
+        if place is not None and tensor.dim() > 0:
+            tensor = place(tensor, parameters[index])
         # NOTE load_state_dict keeps a tensor that already fits, and what was loaded may be a view of a file.
         entries.setdefault(index, {})[name] = tensor.clone()
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=False):
-        if "fused" in own:
-            group["fused"] = own["fused"]  # as this device has it, not the one that the checkpoint was written on
+    for group, present in zip(groups, optimizer.param_groups, strict=False):
+        if "fused" in present:
+            group["fused"] = present["fused"]  # as this device has it, not the one that the checkpoint was written on
     try:
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
     except ValueError as error:
@@ -223,6 +349,32 @@ def _write_group(path: Path, named: Mapping[str, Tensor]) -> dict[str, str]:
     """Write one safetensors file; returns which names are further names of a tensor that was written."""
     from safetensors.torch import save
 
+    out, aliases = _copies(named)
+    _write(path, save(out))
+    return aliases
+
+
+def _read_group(path: Path, group: str, body: dict[str, Any]) -> Tensors:
+    """One group of a checkpoint, put together where it was written in pieces."""
+    from safetensors.torch import load_file
+
+    n_pieces = body.get("pieces", 1)
+    if n_pieces == 1:
+        return load_file(path / f"{group}.safetensors")
+    pieces = [load_file(path / _piece_name(group, rank, n_pieces)) for rank in range(n_pieces)]
+    shapes: dict[str, list[int]] = body["shapes"][group]
+    named = {name: tensor for name, tensor in pieces[0].items() if name not in shapes}
+    for name, shape in shapes.items():
+        if name in body["aliases"][group]:
+            continue
+        named[name] = torch.cat([piece[name] for piece in pieces])
+        if list(named[name].shape) != shape:
+            raise ValueError(f"the pieces of {name} make {list(named[name].shape)}, not {shape}")
+    return named
+
+
+def _copies(named: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
+    """Tensors on the CPU that share nothing, and which names are further names of one of them."""
     first: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     out: Tensors = {}
@@ -235,8 +387,7 @@ def _write_group(path: Path, named: Mapping[str, Tensor]) -> dict[str, str]:
         first[key] = name
         # NOTE safetensors refuses tensors that share memory, and two views of one buffer do: hence the copy.
         out[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
-    _write(path, save(out))
-    return aliases
+    return out, aliases
 
 
 def _write(path: Path, data: bytes) -> None:

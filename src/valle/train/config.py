@@ -17,7 +17,8 @@ Kind = Literal["ar", "nar"]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long a run takes and what it leaves; all but ``accumulate`` and ``ema_decay`` may change on --resume."""
+    """How long a run takes and what it leaves; all but ``accumulate`` x ranks and ``ema_decay`` may change on
+    --resume."""
 
     max_steps: int = 800_000
     """Optimiser steps of the whole run; the learning rate reaches 0 here."""
@@ -29,6 +30,15 @@ class RunConfig:
     """Minutes until this process stops with a checkpoint, 0 for no bound; --resume goes on as if nothing had been."""
     accumulate: int = 1
     """Batches a step and a rank: a large batch on a small machine."""
+    batches_per_step: int = 0
+    """Batches a step of all ranks together, in place of accumulate: the run is then the same on any number of ranks
+    that divides it, and may change ranks on --resume. 0: accumulate holds."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks do. ddp: each has the whole model, and gradients are summed while others are computed. fsdp:
+    weights, gradients and moments are shared out, for models that a device cannot hold. Either continues the other."""
+    compile: bool = False
+    """Compile the transformer's blocks in training, once for all lengths (torch.compile; needs a C++ compiler, or a GPU
+    and Triton). Numbers change in the last digits."""
     ema_decay: float = 0.0
     """0: off. Otherwise the weights that are judged and kept are a moving average with this decay per step."""
     log_every: int = 50
@@ -58,6 +68,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         if min(self.max_steps, self.accumulate, self.log_every, self.eval_every, self.checkpoint_every, self.keep) < 1:
             raise ValleError(f"max_steps, accumulate, keep and the *_every of a run must be at least 1, not {self}")
+        if self.batches_per_step < 0 or (self.batches_per_step and self.accumulate > 1):
+            raise ValleError(
+                f"batches_per_step is {self.batches_per_step} and accumulate {self.accumulate}; set one of them: the "
+                "batches a step of all ranks together, or those of each"
+            )
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValleError(f'parallel is "{self.parallel}"; it must be "ddp" or "fsdp"')
         if not 0 <= self.ema_decay < 1:
             raise ValleError(f"ema_decay is {self.ema_decay}; it must be 0 (off) or below 1, such as 0.999")
         if self.max_spike and not self.max_spike > 1:

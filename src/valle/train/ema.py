@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from valle.train.distributed import own, placed_like
+
 
 class MovingAverage:
     """Shadow weights: each step they move by 1 - ``decay`` towards the model's.
@@ -25,14 +27,14 @@ class MovingAverage:
         """Follow the model by one step."""
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         self.n_updates += 1
-        # All in a few kernels; the weights stand in the order of the parameters.
-        torch._foreach_lerp_(list(self.weights.values()), list(self.model.parameters()), 1 - decay)
+        # All in a few kernels; the weights stand in the order of the parameters. Each rank has its own rows of both.
+        torch._foreach_lerp_(list(map(own, self.weights.values())), list(map(own, self.model.parameters())), 1 - decay)
 
     def load(self, weights: dict[str, Tensor], n_updates: int) -> None:
         """Go on from a checkpoint."""
         self.n_updates = n_updates
         for name, weight in self.weights.items():
-            weight.copy_(weights[name])
+            own(weight).copy_(own(placed_like(weights[name], weight)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

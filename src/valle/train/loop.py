@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,15 +40,23 @@ from valle.files import write_atomic
 from valle.model.nar import NAR
 from valle.pretrained import part_of
 from valle.train.checkpoint import (
+    CheckpointWriter,
     latest_checkpoint,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
-    save_checkpoint,
 )
 from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
 from valle.train.devices import measure_peak
-from valle.train.distributed import join_ranks
+from valle.train.distributed import (
+    Learner,
+    batches_per_rank,
+    is_restart,
+    join_ranks,
+    load_whole,
+    placed_like,
+    whole_state,
+)
 from valle.train.ema import MovingAverage
 from valle.train.flops import Work
 from valle.train.lora import LoraConfig, add_lora, whole_weights
@@ -100,7 +108,8 @@ def train(
     config = replace(config, ar=task) if kind == "ar" else replace(config, nar=task)
     trainer = Trainer(kind, config, Path(out or config.out) / kind)
     try:
-        trainer.start(resume)
+        # What torchrun starts again after a failure goes on, without having been told so.
+        trainer.start(resume or (is_restart() and latest_checkpoint(trainer.out / "checkpoints") is not None))
         trainer.run()
         trainer.ranks.wait()
     finally:
@@ -129,6 +138,8 @@ class Trainer:
         self.ranks = join_ranks(choose_device(config.device))
         self.device = self.ranks.device
         self.precision = choose_precision(config.precision, self.device)
+        run = self.run_config
+        self.n_batches = batches_per_rank(run.batches_per_step, run.accumulate, self.ranks.size)
 
         self.pack = Pack(config.pack)
         self.codec = self._load_codec()
@@ -152,10 +163,13 @@ class Trainer:
         if self.task_config.lora.rank:
             add_lora(self.model, self.task_config.lora)
         self.task.model.transformer.checkpointing = self.run_config.activation_checkpointing
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if self.run_config.compile:
+            self.task.model.transformer.compile_blocks()
+        self.learner = Learner(self.task, self.ranks, self.run_config.parallel)
         self.optimizer = make_optimiser(self.model, self.task_config.optimiser)
         decay = self.run_config.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
+        self.writer = CheckpointWriter(self.out / "checkpoints", self.ranks, keep=self.run_config.keep)
         self.reads_ahead = self.device.type == "cuda"
         self.step = 0
         self.minutes = 0.0  # of all processes of this run, one after the other
@@ -193,9 +207,7 @@ class Trainer:
             path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        if not self.ranks.is_main:
-            return
+        """Begin to write a checkpoint; training may go on meanwhile."""
         moments, optimizer_state = optimizer_tensors(self.optimizer)
         tensors: dict[str, dict[str, Tensor]] = {"model": self.model.state_dict(), "optimizer": moments}
         state: dict[str, Any] = {
@@ -210,11 +222,11 @@ class Trainer:
         if self.average is not None:
             tensors["average"] = self.average.weights
             state["average_updates"] = self.average.n_updates
-        save_checkpoint(self.out / "checkpoints", tensors=tensors, state=state, keep=self.run_config.keep)
+        self.writer.save(tensors, state)
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        self.model.load_state_dict(tensors["model"])
-        restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
+        load_whole(self.model, tensors["model"])
+        restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"], placed_like)
         self.sampler.load_state_dict(state["sampler"])
         self.position = state["sampler"]
         if self.average is not None:
@@ -236,7 +248,7 @@ class Trainer:
             "model": self.task.config_dict(),
             "batches": to_dict(task.batches),
             "optimiser": to_dict(task.optimiser),
-            "accumulate x ranks": task.run.accumulate * self.ranks.size,
+            "accumulate x ranks": self.n_batches * self.ranks.size,
             "ema_decay": task.run.ema_decay,
             "lora": to_dict(task.lora),
         }
@@ -263,9 +275,11 @@ class Trainer:
                 self.step += 1
                 if tracker is not None:
                     tracker.advance(self.step)
-                    if self.step % run.log_every == 0:
-                        numbers |= {**self.throughput.take(), "train/epoch": self.position["epoch"]}
-                        tracker.log(self.step, means.take("train") | numbers, show=SHOWN)
+                if self.step % run.log_every == 0:
+                    learnt = means.take("train", self.task.metrics, self.ranks.total)
+                    numbers |= {**self.throughput.take(), "train/epoch": self.position["epoch"]}
+                    if tracker is not None:
+                        tracker.log(self.step, learnt | numbers, show=SHOWN)
                 if self.step % run.eval_every == 0:
                     self.validate(tracker)
                     validated_step = self.step
@@ -277,6 +291,7 @@ class Trainer:
                 saved_step = -1  # the best loss may have changed
             if saved_step != self.step:
                 self.save()
+            self.writer.wait()
             if tracker is not None:
                 ended = "finished" if is_done else "stopped; continue with --resume"
                 tracker.note(f"{self.kind}: {ended} at step {self.step} after {self.minutes:.1f} minutes")
@@ -299,15 +314,12 @@ class Trainer:
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for seed, batch, n in zip(seeds, batches, n_tokens, strict=True):
+        for i, (seed, batch, n) in enumerate(zip(seeds, batches, n_tokens, strict=True)):
             torch.manual_seed(seed)  # dropout
-            with self._autocast():
-                loss, metrics = self.task.loss(batch, self.device)
-            torch.autograd.backward(loss * (n / max(1.0, all_tokens)))
-            means.add(metrics)
-        self.ranks.sum_gradients(self.parameters)
+            share, is_last = n / max(1.0, all_tokens), i == len(batches) - 1
+            means.add(self.learner.backward(batch, share, self._autocast(), is_last=is_last))
         # A loss that is not finite makes the norm so.
-        norm = self._agreed(float(nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)))
+        norm = self._agreed(self.learner.clip(config.max_grad_norm or math.inf))
         lr = lr_at(self.step, self._total_steps(), config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -354,7 +366,7 @@ class Trainer:
 
     def _make_input(self, step: int) -> _Input:
         seeds, batches, n_frames, work = [], [], 0, Work(0, 0, 0)
-        for micro in range(self.run_config.accumulate):
+        for micro in range(self.n_batches):
             seeds.append(self._seed(step, micro * self.ranks.size + self.ranks.rank))
             rows = collate(self.split, next(self.sampler))
             batch = self.task.make_batch(rows, self._generator.manual_seed(seeds[-1]))
@@ -366,32 +378,53 @@ class Trainer:
 
     def validate(self, tracker: Tracker | None) -> None:
         """Judge the weights on dev, keep them if they are the best, and let them speak."""
-        if tracker is None:
-            return
         run = self.run_config
-        with self.average.in_place() if self.average is not None else nullcontext():
-            values = validate(self.task, self.dev, self.dev_batches, self.device, self._autocast())
+        with self._judged() as task:
+            if task is None or tracker is None:
+                return
+            values = validate(task, self.dev, self.dev_batches, self.device, self._autocast())
             tracker.log(self.step, values, show=False)
             summary = ", ".join(f"{name} {values[f'dev/{name}']:.4f}" for name in ("loss", "top1", "top10"))
             tracker.note(f"{self.kind} step {self.step} on dev: {summary}")
             if math.isfinite(values["dev/loss"]) and (self.best is None or values["dev/loss"] < self.best):
                 self.best = values["dev/loss"]
-                self._keep_best(values)
+                self._keep_best(task, values)
             if run.samples and self.codec is not None and self.pair is not None:
                 try:
-                    self._speak(tracker)
+                    self._speak(task, tracker)
                 except Exception as error:  # a sample is a comfort: no failure of it may end the run
                     tracker.note(f"no sample at step {self.step}: {error}")
         self.throughput.restart()
 
-    def _keep_best(self, values: dict[str, float]) -> None:
+    @contextmanager
+    def _judged(self) -> Iterator[Task[Any] | None]:
+        """The task with the weights that are judged, the average if there is one; None but on the main rank.
+
+        Where ranks hold parts of the model, the main one puts another together.
+        """
+        if not self.learner.is_sharded:
+            with self.average.in_place() if self.average is not None else nullcontext():
+                yield self.task if self.ranks.is_main else None
+            return
+        state = whole_state(self.model, None if self.average is None else self.average.weights)
+        if not self.ranks.is_main:
+            yield None
+            return
+        task: Task[Any] = make_task(self.kind, model_values(self.kind, self.task_config), self.pack.info)
+        task.model.to(self.device)
+        if self.task_config.lora.rank:
+            add_lora(task.model, self.task_config.lora)
+        task.model.load_state_dict(state)
+        yield task
+
+    def _keep_best(self, task: Task[Any], values: dict[str, float]) -> None:
         """Write ``best/`` anew, as a model that ``load_weights`` reads."""
         from safetensors.torch import save
 
         best, new = self.out / "best", self.out / ".best.tmp"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in whole_weights(self.model).items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in whole_weights(task.model).items()}
         write_atomic(new / "model.safetensors", save(tensors))
         info = self.pack.info
         notes = {
@@ -405,22 +438,22 @@ class Trainer:
             "aligner": info.aligner,
             **{name: round(value, 5) for name, value in values.items()},
         }
-        for name, body in (("config.json", self.task.config_dict()), ("training.json", notes)):
+        for name, body in (("config.json", task.config_dict()), ("training.json", notes)):
             (new / name).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(self.pack.folder / PHONEMES_FILE, new / PHONEMES_FILE)
         shutil.rmtree(best, ignore_errors=True)
         new.rename(best)
 
     @torch.no_grad()
-    def _speak(self, tracker: Tracker) -> None:
+    def _speak(self, task: Task[Any], tracker: Tracker) -> None:
         """The AR with the NAR of the same configuration if it is trained, else its codebook alone; the NAR alone."""
         assert self.codec is not None
         assert self.pair is not None
-        self.model.eval()
+        task.model.eval()
         nar_folder = self.out.parent / "nar" / "best"
         has_nar = self.kind == "ar" and (nar_folder / "config.json").is_file()
         other = load_weights("nar", nar_folder).to(self.device) if has_nar else None
-        codes = self.task.speak(self.dev, self.pair, self.device, other)  # [K, T]
+        codes = task.speak(self.dev, self.pair, self.device, other)  # [K, T]
         if not codes.shape[1]:
             tracker.note(f"step {self.step}: the sample ended before it began")
             return
@@ -439,11 +472,11 @@ class Trainer:
     def _greet(self, tracker: Tracker | None) -> None:
         if tracker is None:
             return
-        n = sum(p.numel() for p in self.parameters) / 1e6  # that learn
+        n = sum(p.numel() for p in self.learner.parameters) / 1e6  # that learn
         hours = self.pack.info.hours(self.config.train_split)
         tracker.note(
             f"{self.kind}: {n:.1f} M parameters, {hours:.2f} h of speech, {self.device}, {self.precision}, "
-            f"{self.ranks.size} x {self.run_config.accumulate} batches of up to {self.sampler.config.max_frames} frames"
+            f"{self.ranks.size} x {self.n_batches} batches of up to {self.sampler.config.max_frames} frames"
         )
         self.throughput.peak = measure_peak(self.device, self.precision)
         tracker.note(f"mfu is a share of what products reach here, {self.throughput.peak / 1e12:.3g} TFLOP/s a device")

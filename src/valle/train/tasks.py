@@ -7,7 +7,7 @@ Models with alignment (``valle.model.alignment``) need a pack with one. The loop
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -33,6 +33,8 @@ Metrics = dict[str, Tensor]
 ALL_STAGES = 0
 """In place of a stage: all of them at once, for a model with ``one_pass``."""
 
+_METRICS = ("loss", "top1", "top10")
+
 SPOKEN_PROMPT_S = (2.0, 6.0)
 """Length of the prompts, and of the texts, from which samples are spoken while training."""
 
@@ -50,6 +52,11 @@ class Task(ABC, Generic[Batch]):
     @abstractmethod
     def complete(self, values: dict[str, Any]) -> dict[str, Any]:
         """What ``config_dict`` of an older program returned, with the options that are newer at their defaults."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> list[str]:
+        """The names of all metrics that ``loss`` may return, in an order that is the same on all ranks."""
 
     @abstractmethod
     def make_batch(self, rows: Rows, generator: torch.Generator) -> Batch:
@@ -98,6 +105,10 @@ class ARTask(Task[ARBatch]):
 
     def complete(self, values: dict[str, Any]) -> dict[str, Any]:
         return to_dict(from_dict(ARConfig, values))
+
+    @property
+    def metrics(self) -> list[str]:
+        return [*_METRICS, *(("move_loss", "move_top1") if self.model.config.alignment else ())]
 
     def make_batch(self, rows: Rows, generator: torch.Generator) -> ARBatch:
         durations = rows.durations if self.model.config.alignment else None
@@ -171,6 +182,11 @@ class NARTask(Task[tuple[NARBatch, int]]):
 
     def complete(self, values: dict[str, Any]) -> dict[str, Any]:
         return to_dict(from_dict(NARConfig, values))
+
+    @property
+    def metrics(self) -> list[str]:
+        by_stage = [f"{name}_{stage}" for stage in self.model.stages for name in _METRICS]
+        return [*_METRICS, *by_stage, *(["vector"] if self.model.config.codebook_dim else ())]
 
     def make_batch(self, rows: Rows, generator: torch.Generator) -> tuple[NARBatch, int]:
         if self.model.config.one_pass:
@@ -276,11 +292,23 @@ class MeanMetrics:
                 self._sums[name] = self._sums.get(name, zero) + value.double() * weight
                 self._weights[name] = self._weights.get(name, zero) + weight
 
-    def take(self, prefix: str) -> dict[str, float]:
-        """The means so far under ``prefix/name``; starts anew."""
-        means = {f"{prefix}/{name}": float(self._sums[name] / self._weights[name]) for name in sorted(self._sums)}
+    def take(
+        self, prefix: str, names: Sequence[str] = (), total: Callable[[Sequence[float]], list[float]] = list
+    ) -> dict[str, float]:
+        """The means so far under ``prefix/name``; starts anew.
+
+        Args:
+            prefix: of the names.
+            names: all that any rank may have.
+            total: sums each of some numbers over ranks, of which all take at once; by default this one is alone.
+        """
+        names = names or sorted(self._sums)
+        zero = torch.zeros((), dtype=torch.float64)
+        parts = [[float(sums.get(name, zero)) for name in names] for sums in (self._sums, self._weights)]
+        numbers = total([*parts[0], *parts[1]])
         self._sums, self._weights = {}, {}
-        return means
+        pairs = zip(names, numbers[: len(names)], numbers[len(names) :], strict=True)
+        return {f"{prefix}/{name}": value / weight for name, value, weight in pairs if weight}
 
 
 @torch.no_grad()
