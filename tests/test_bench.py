@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from valle import bench
+from valle.bench import speak
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
 from valle.model.nar import NAR, NARConfig
@@ -18,13 +18,13 @@ TINY = TransformerConfig(dim=16, n_layers=1, n_heads=2, ff_dim=32)
 
 @pytest.fixture
 def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "configs", lambda size: (ARConfig(20, 64, TINY), NARConfig(20, 64, transformer=TINY)))
-    monkeypatch.setattr(bench, "SIZES", {"default": 6, "paper": 4})
-    monkeypatch.setattr(bench, "CODEC_S", 0.5)
+    monkeypatch.setattr(speak, "configs", lambda size: (ARConfig(20, 64, TINY), NARConfig(20, 64, transformer=TINY)))
+    monkeypatch.setattr(speak, "SIZES", {"default": 6, "paper": 4})
+    monkeypatch.setattr(speak, "CODEC_S", 0.5)
 
 
 def test_paper_is_the_papers() -> None:
-    ar, nar = bench.configs("paper")
+    ar, nar = speak.configs("paper")
     assert ar.transformer == nar.transformer == TransformerConfig(1024, 12, 16, 4096, 0.1)
     with torch.device("meta"):  # sizes without the memory
         assert 150e6 < AR(ar).n_parameters < 155e6
@@ -32,7 +32,7 @@ def test_paper_is_the_papers() -> None:
 
 
 def test_default_is_the_configuration_that_is_shipped() -> None:
-    ar, nar = bench.configs("default")
+    ar, nar = speak.configs("default")
     assert ar.transformer.dim < 1024
     assert nar.n_quantizers == 8
     assert ar.n_phonemes == nar.n_phonemes
@@ -40,7 +40,7 @@ def test_default_is_the_configuration_that_is_shipped() -> None:
 
 @pytest.mark.usefixtures("tiny_sizes")
 def test_json_has_every_number(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["--json", "--repeats", "1"]) == 0
+    assert speak.main(["--json", "--repeats", "1"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert set(results["sizes"]) == {"default", "paper"}
     assert results["machine"]["torch"] == torch.__version__
@@ -54,7 +54,7 @@ def test_json_has_every_number(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("tiny_sizes")
 def test_markdown_for_one_size(capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_num_threads()
-    assert bench.main(["--size", "default", "--threads", str(before), "--repeats", "1"]) == 0
+    assert speak.main(["--size", "default", "--threads", str(before), "--repeats", "1"]) == 0
     text = capsys.readouterr().out
     assert "| default |" in text
     assert "| paper |" not in text
@@ -63,11 +63,11 @@ def test_markdown_for_one_size(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ar_writes_to_its_limit() -> None:
     ar = AR(ARConfig(20, 64, TINY)).eval()
-    first, rest = bench.bench_ar(ar, batch=3, n_tokens=12)  # asserts the number itself
+    first, rest = speak.bench_ar(ar, batch=3, n_tokens=12)  # asserts the number itself
     assert first > 0
     assert rest > 0
 
 
 def test_repeats_are_needed() -> None:
     with pytest.raises(ValleError, match="--repeats is 0; it must be at least 1"):
-        bench.main(["--repeats", "0"])
+        speak.main(["--repeats", "0"])

@@ -30,8 +30,13 @@ COMMANDS = {
     "train plan": ("CONFIG --gpus N --device NAME", "what a training takes: time, memory, energy"),
     "export": ("--ar RUN --nar RUN ...", "trained runs to a model that `say` can use"),
     "eval": ("...", "measure a model"),
+    "eval report": ("DIR", "write the report of a measurement again"),
+    "eval publish": ("DIR --name NAME", "put the figures of a measurement into docs/results"),
+    "eval readme": ("--check|--write", "the README's tables from docs/results"),
+    "eval samples": ("DIR --manifest FILE", "a page of samples from a measurement"),
     "eval listening": ("build|serve|report ...", "ask people how it sounds"),
     "bench": ("...", "measure its speed on this machine"),
+    "bench train": ("...", "measure how fast it trains on this machine"),
     "info": ("[MODEL|FILE]", "what a model is, or how a sound file was made"),
 }
 """Every command, its arguments and what it does."""
@@ -47,9 +52,14 @@ _PASSED_ON = {  # commands that read their own arguments
     "train plan": "valle.train.plan",
     "export": "valle.train.export",
     "eval": "valle.eval.report",
+    "eval report": "valle.eval.report_page",
+    "eval publish": "valle.eval.publish",
+    "eval readme": "valle.eval.readme",
+    "eval samples": "valle.eval.samples",
     "eval listening": "valle.eval.listening.command",
     "codec eval": "valle.eval.codec_table",
-    "bench": "valle.bench",
+    "bench": "valle.bench.speak",
+    "bench train": "valle.bench.train",
 }
 
 

@@ -117,7 +117,10 @@ def test_command_with_a_random_codec(
     report_text = (out / "report.md").read_text()
     assert report_text.startswith("# Codec ")
     assert "--n-quantizers 1,8" in report_text
-    for written in (out / "results.json", out / "report.md", out / "utterances.jsonl"):
+    page = (out / "report.html").read_text()
+    assert page.count("<audio ") == 3
+    assert page.count('role="img"') == 5
+    for written in (out / "results.json", out / "report.md", out / "report.html", out / "utterances.jsonl"):
         assert str(tmp_path) not in written.read_text()
         assert str(tiny_model_dir) not in written.read_text()
     waves = sorted(p.name for p in (out / "wavs").iterdir())

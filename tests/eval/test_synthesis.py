@@ -136,6 +136,9 @@ def test_command_with_a_random_model(manifest: Path, tiny_model_dir: Path, tmp_p
     assert len(load_trials(out / "trials.jsonl")) == 2
     assert soundfile.info(next((out / "wavs").glob("*-spoken.flac"))).samplerate == RATE
     assert str(manifest.parent.parent) not in (out / "trials.jsonl").read_text() + (out / "report.md").read_text()
+    page = (out / "report.html").read_text()
+    assert page.count("<audio ") == 4  # prompt, recording, round trip, speech of the one whose waves were written
+    assert str(manifest.parent.parent) not in page
     # The same list given back is the same measuring, which is there already.
     lines = (out / "utterances.jsonl").read_text()
     assert report.main([*argv, "--trials", str(out / "trials.jsonl")]) == 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from valle import page
 from valle.data.pack import PHONEMES_FILE, Pack, PackSplit
 from valle.errors import ValleError
 from valle.files import write_atomic
@@ -346,19 +347,16 @@ def _code_plot(numbers: PackStatistics) -> bytes:
 
 
 _STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd }
-td + td, th + th { text-align: right } img { max-width: 100% } audio { display: block; width: 100%; margin: .4rem 0 }
-.example { border-top: 1px solid #ddd; padding: .8rem 0 } .phonemes { font-size: 1.1rem } .note { color: #666 }
+.example { border-top: 1px solid var(--line); padding: .8rem 0 } .phonemes { font-size: 1.1rem }
 .strip { display: flex; font-size: .7rem } .strip span { overflow: hidden; white-space: nowrap; min-width: 0 }
-.strip span:nth-child(odd) { background: #dce6f2 } .strip span:nth-child(even) { background: #f0f4f9 }
+.strip span:nth-child(odd) { background: var(--tint) }
 """
 
 
 def _page(pack: Pack, numbers: PackStatistics, examples: list[Example], why_not: str) -> str:
     info = pack.info
     splits = {name: pack.split(name) for name in pack.splits}
-    title = f"Pack {html.escape(pack.folder.resolve().name)}"
+    title = f"Pack {pack.folder.resolve().name}"
     kind = "aligned: it tells how long each phoneme lasts" if info.aligned else "not aligned"
     counted = f" Counted in {numbers.n_counted} of {len(numbers.seconds)} utterances."
     partly = counted if numbers.n_counted < len(numbers.seconds) else ""
@@ -367,11 +365,11 @@ def _page(pack: Pack, numbers: PackStatistics, examples: list[Example], why_not:
     for k, (perplexity, used) in enumerate(zip(numbers.perplexity, numbers.used_share, strict=True), 1):
         use.append((str(k), f"{perplexity:.0f}", f"{100 * used:.1f} %"))
     parts = [
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(title)}</h1>",
         f"<p>Codec {html.escape(info.codec_fingerprint)}, {info.n_quantizers} codebooks of {info.codebook_size}, "
         f"{info.frame_rate:g} frames a second; phonemes {html.escape(info.inventory_version)}; {kind}.</p>",
-        _html(split_table(pack, splits)),
-        _html(rejected_table(pack)),
+        page.table(split_table(pack, splits), "splits"),
+        page.table(rejected_table(pack), "left out"),
         "<h2>Lengths</h2>",
         _img("durations", "Histogram of the lengths of utterances"),
         "<h2>Phonemes a second</h2>",
@@ -389,16 +387,12 @@ def _page(pack: Pack, numbers: PackStatistics, examples: list[Example], why_not:
         "<p class='note'>Perplexity: as many entries as if all were used equally often. A codebook of which little is "
         f"used teaches little.{partly}</p>",
         _img("codes", "Perplexity and used share of each codebook"),
-        _html(use),
+        page.table(use, "use of the codebooks"),
         "<h2>Examples</h2>",
         f"<p>{html.escape(why_not)}</p>" if why_not else "<p class='note'>Decoded from the codes.</p>",
         *(_example(example) for example in examples),
     ]
-    body = "\n".join(parts)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return page.page(title, parts, _STYLE)
 
 
 def _example(example: Example) -> str:
@@ -410,7 +404,7 @@ def _example(example: Example) -> str:
         f'<div class="phonemes">{html.escape("".join(example.symbols))}</div>',
     ]
     if example.wav:
-        lines.append(f'<audio controls preload="none" src="{html.escape(example.wav)}"></audio>')
+        lines.append(page.player(page.reference(example.wav), example.id))
     if example.durations_s:
         lasting = [(s, d) for s, d in zip(example.symbols, example.durations_s, strict=True) if d > 0]
         spans = (
@@ -424,12 +418,6 @@ def _example(example: Example) -> str:
 
 def _img(name: str, alt: str) -> str:
     return f'<img src="{name}.png" alt="{alt}">'
-
-
-def _html(rows: Table) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _text(rows: Table) -> str:

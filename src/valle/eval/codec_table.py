@@ -84,21 +84,31 @@ def measure_codec(
     corpora = rows_by_corpus(ends, [u.dataset for u in chosen], _row)
     use = codebook_use(codec, utterances)
     results = {"rows": rows, "by_corpus": corpora, "codebooks": use, "n_utterances": len(chosen)}
-    speakers = len({u.speaker for u in chosen})
-    text = (
-        f"Round trip of {len(chosen)} recordings of {speakers} speakers, "
-        f"{sum(u.seconds for u in chosen) / 60:.0f} minutes; mean and 95 % interval.\n\n"
+    results |= {"n_speakers": len({u.speaker for u in chosen}), "seconds": sum(u.seconds for u in chosen)}
+    results |= {"n_counted": len(utterances)}
+    return results, describe_codec(results)
+
+
+def describe_codec(results: Mapping[str, Any]) -> str:
+    """The results of ``measure_codec`` as markdown."""
+    rows, corpora, n = results["rows"], results["by_corpus"], results["n_utterances"]
+    whose = counted = ""
+    if "n_speakers" in results:  # results of earlier versions do not tell
+        whose = f" of {results['n_speakers']} speakers, {results['seconds'] / 60:.0f} minutes"
+        counted = f" {results['n_counted']}"
+    by_codebook = results["codebooks"]["by_codebook"]
+    return (
+        f"Round trip of {n} recordings{whose}; mean and 95 % interval.\n\n"
         + table("codebooks", rows, COLUMNS)
-        + missing({name: row for name, row in rows.items() if name != ORIGINAL}, COLUMNS, len(chosen))
+        + missing({name: row for name, row in rows.items() if name != ORIGINAL}, COLUMNS, n)
         + (f"\n{table('corpus: codebooks', corpora, COLUMNS[1:])}" if corpora else "")
-        + f"\nUse of the codebooks over all {len(utterances)} recordings ({use['n_frames']} frames).\n\n"
+        + f"\nUse of the codebooks over all{counted} recordings ({results['codebooks']['n_frames']} frames).\n\n"
         + table(
             "codebook",
-            {str(k): row for k, row in enumerate(use["by_codebook"], start=1)},
+            {str(k): row for k, row in enumerate(by_codebook, start=1)},
             (Column("used", "entries in use %", 1, percent=True), Column("perplexity", "perplexity", 0)),
         )
     )
-    return results, text
 
 
 def codebook_use(codec: Codec, utterances: Sequence[Utterance]) -> dict[str, Any]:

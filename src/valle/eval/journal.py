@@ -62,6 +62,21 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
 
+def read_records(path: str | Path) -> dict[tuple[str, ...], Record]:
+    """The measurements in a journal, whatever they were made with.
+
+    Raises:
+        ValleError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValleError(
+            f"there is no {path}, the single measurements that plots and players are made from; run the command that "
+            "made the folder again"
+        )
+    return {tuple(record["key"]): record for record in _whole_lines(path)[1:]}
+
+
 def digest(path: str | Path) -> str:
     """Twelve hex digits over the weights and configurations in a file or folder, wherever it lies."""
     path, total = Path(path), sha256()

@@ -203,10 +203,16 @@ def measure_judges(
     present = [c for c in near if c is not None], [c for c in far if c is not None]
     if all(present):
         row["eer"], row["threshold"] = equal_error_rate(*present)
-    rows = {"recordings": row}
-    text = f"{len(chosen)} recordings, {len(same)} pairs of one speaker and {len(different)} of two.\n\n"
-    text += table("", rows, COLUMNS) + missing(rows, COLUMNS[:1], len(chosen))
-    return {"rows": rows, "n_utterances": len(chosen), "n_pairs": [len(same), len(different)]}, text
+    n_pairs_drawn = [len(same), len(different)]
+    results = {"rows": {"recordings": row}, "n_utterances": len(chosen), "n_pairs": n_pairs_drawn}
+    return results, describe_judges(results)
+
+
+def describe_judges(results: Mapping[str, Any]) -> str:
+    """The results of ``measure_judges`` as markdown."""
+    rows, n, (same, different) = results["rows"], results["n_utterances"], results["n_pairs"]
+    text = f"{n} recordings, {same} pairs of one speaker and {different} of two.\n\n"
+    return text + table("", rows, COLUMNS) + missing(rows, COLUMNS[:1], n)
 
 
 def draw_pairs(

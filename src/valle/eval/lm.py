@@ -48,10 +48,14 @@ def measure_lm(
     measured = {"codebook 1 (AR)": _ar(model, data, chosen), **_nar(model, data, chosen)}
     rows: dict[str, Mapping[str, Estimate | float | None]] = {name: _row(sums) for name, sums in measured.items()}
     seconds = float(data.n_frames[chosen].sum()) / pack.info.frame_rate
-    text = f"{n} utterances, {seconds / 60:.0f} minutes; mean over tokens and 95 % interval.\n\n" + table(
-        "", rows, COLUMNS
-    )
-    return {"rows": rows, "n_utterances": n, "seconds": seconds}, text
+    results = {"rows": rows, "n_utterances": n, "seconds": seconds}
+    return results, describe_lm(results)
+
+
+def describe_lm(results: Mapping[str, Any]) -> str:
+    """The results of ``measure_lm`` as markdown."""
+    told = f"{results['n_utterances']} utterances, {results['seconds'] / 60:.0f} minutes"
+    return f"{told}; mean over tokens and 95 % interval.\n\n" + table("", results["rows"], COLUMNS)
 
 
 @torch.inference_mode()

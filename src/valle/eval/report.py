@@ -1,4 +1,4 @@
-"""``valle eval codec | speech | lm | judges``: measure, and write ``results.json`` and ``report.md`` into a folder.
+"""``valle eval codec | speech | lm | judges``: measure, and write ``results.json``, ``report.md`` and ``report.html``.
 
 Measurements are kept one by one in ``utterances.jsonl`` beside them: the same command goes on where it was stopped.
 """
@@ -59,8 +59,7 @@ def _codec(args: argparse.Namespace) -> Measured:
         wavs=Path(args.out) / "wavs" if args.listen else None,
     )
     n_parameters = sum(p.numel() for p in codec.parameters())
-    title = f"# Codec {about['fingerprint']}\n\n{about['type']}, {n_parameters / 1e6:.1f} M parameters. "
-    return {"codec": {**about, "parameters": n_parameters}, "judges": judges.names, **results}, title + text
+    return {"codec": {**about, "parameters": n_parameters}, "judges": judges.names, **results}, text
 
 
 def _speech(args: argparse.Namespace) -> Measured:
@@ -106,12 +105,10 @@ def _speech(args: argparse.Namespace) -> Measured:
         n_listen=args.listen,
         wavs=None if args.listen == 0 else out / "wavs",
     )
-    title = f"# Speech of {about['name']} ({about['digest']})\n\n"
     told: dict[str, Any] = {"model": {**about, "options": options}, "judges": judges.names, "seed": args.seed}
     if baselines:
         told["systems"] = {b.name: without_folders(b.identity) for b in baselines}
-        text += "".join(f"\nOther system: `{identity}`." for identity in told["systems"].values()) + "\n"
-    return {**told, **settings, **results}, title + text
+    return {**told, **settings, **results}, text
 
 
 def _trials(args: argparse.Namespace, folder: Path, continual_s: float) -> list[Trial]:
@@ -136,7 +133,7 @@ def _lm(args: argparse.Namespace) -> Measured:
     model = load_pretrained(args.model, args.device)
     about = {"name": model.info.name, "digest": digest(model.path)}
     results, text = measure_lm(model, Pack(args.pack), args.split, max_utterances=args.max_utterances)
-    return {"model": about, **results}, f"# Language models of {about['name']} ({about['digest']})\n\n{text}"
+    return {"model": about, **results}, text
 
 
 def _measure_judges(args: argparse.Namespace) -> Measured:
@@ -151,22 +148,22 @@ def _measure_judges(args: argparse.Namespace) -> Measured:
         n_pairs=args.pairs,
         seed=args.seed,
     )
-    return {"judges": judges.names, "seed": args.seed, **results}, f"# Judges\n\n{text}"
+    return {"judges": judges.names, "seed": args.seed, **results}, text
 
 
-def _write(args: argparse.Namespace, argv: list[str], results: dict[str, Any], markdown: str) -> None:
+def _write(args: argparse.Namespace, argv: list[str], results: dict[str, Any], body: str) -> None:
+    from valle.eval.document import markdown
+    from valle.eval.report_page import N_PLAYERS, write_report_page
     from valle.eval.results import made_by, write_results
 
-    made = made_by(argv)
     source = Path(getattr(args, "manifest", None) or args.pack)
     data = {"source": source.parent.name if source.is_file() else source.name, "split": args.split}
-    lines = [f"\nData: split `{data['split']}` of `{data['source']}`."]
-    if judges := results.get("judges"):
-        lines.append(f" Judges: {judges['recogniser']}; {judges['speaker']}.")
-        lines.append(" Words are counted after Whisper's English normalisation of both sides.")
-    lines.append(f"\n\nMade by `{made['command']}` (valle {made['valle']}, torch {made['torch']}, {made['date']}).\n")
-    write_results(args.out, {"kind": args.command, "made": made, "data": data, **results}, markdown + "".join(lines))
-    sys.stdout.write(f"{markdown}\nwritten: {args.out}/report.md, {args.out}/results.json\n")
+    values = {"kind": args.command, "made": made_by(argv), "data": data, **results}
+    text = markdown(values, body)
+    write_results(args.out, values, text)
+    n_players, embedded = getattr(args, "players", N_PLAYERS), getattr(args, "embed_audio", False)
+    write_report_page(Path(args.out), n_players=n_players, embedded=embedded)
+    sys.stdout.write(f"{text}\nwritten: {args.out}/report.md, {args.out}/report.html, {args.out}/results.json\n")
 
 
 def _judges(args: argparse.Namespace) -> Judges:
@@ -198,7 +195,11 @@ def _journal(args: argparse.Namespace, judges: Judges, **settings: Any) -> Journ
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="valle eval", description="Measure codecs, models and judges.")
-    parser.epilog = "`valle eval listening --help`: ask people."
+    parser.epilog = (
+        "`valle eval report --help`: write the report of a folder again. `valle eval samples --help`: a page of "
+        "samples. `valle eval publish` and `valle eval readme`: results into docs and README. `valle eval listening "
+        "--help`: ask people."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="codec | speech | lm | judges")
 
     def add(name: str, measure: Callable[[argparse.Namespace], Measured], about: str) -> argparse.ArgumentParser:
@@ -218,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-utterances", type=_count, metavar="N", help="judge so many, spread over the speakers (all)"
     )
     codec.add_argument("--listen", type=int, default=0, metavar="N", help="write the waves of so many (0)")
+    add_page_options(codec)
     _add_judging(codec)
 
     speech = add("speech", _speech, "words and voice of a model's speech, by the zero-shot protocol of the paper")
@@ -252,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     speech.add_argument("--seed", type=int, default=0, help="of trials and speech (%(default)s)")
     speech.add_argument("--listen", type=int, metavar="N", help="write the waves of so many trials (all)")
+    add_page_options(speech)
     speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
     speech.add_argument("--nar-temperature", type=float, help="of codebooks 2 to 8 (the model's choice)")
     speech.add_argument("--guidance", type=float, help="by the text, 1 is off (the model's choice)")
@@ -291,6 +294,22 @@ def _add_judging(command: argparse.ArgumentParser) -> None:
         help="for the speaker similarity: an ONNX file, wavlm: and a folder or name, or none",
     )
     command.add_argument("--overwrite", action="store_true", help="measure anew what --out has already")
+
+
+def add_page_options(command: argparse.ArgumentParser) -> None:
+    """How ``report.html`` is to be."""
+    from valle.eval.report_page import N_PLAYERS
+
+    command.add_argument(
+        "--players",
+        type=int,
+        default=N_PLAYERS,
+        metavar="N",
+        help="utterances to listen to in report.html, the first of those whose waves were written (%(default)s)",
+    )
+    command.add_argument(
+        "--embed-audio", action="store_true", help="put them inside report.html, to send it as one file"
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

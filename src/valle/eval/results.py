@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from valle.errors import ValleError
 from valle.eval.bootstrap import Estimate
 
 FORMAT = 1
@@ -33,6 +34,11 @@ class Column:
     """After the point."""
     percent: bool = False
     """A share, shown in per cent."""
+
+    @property
+    def name(self) -> str:
+        """The heading without its arrow."""
+        return self.title.rstrip(" ↑↓")
 
     def show(self, value: Estimate | float | None) -> str:
         """``12.3 [11.0, 13.7]``; a dash where nothing was measured."""
@@ -59,7 +65,7 @@ def table(first: str, rows: Mapping[str, Row], columns: Sequence[Column]) -> str
 def missing(rows: Mapping[str, Row], columns: Sequence[Column], n: int) -> str:
     """A sentence for every mean that is not taken over all n; empty when all are."""
     gaps = [
-        f"{column.title.rstrip(' ↑↓')} of {name}: {value.n} of {n}"
+        f"{column.name} of {name}: {value.n} of {n}"
         for name, row in rows.items()
         for column in columns
         if isinstance(value := row.get(column.key), Estimate) and value.n != n
@@ -130,6 +136,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(x) for key, x in value.items()}
     return [plain(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def restored(value: Any) -> Any:
+    """What ``plain`` made of estimates, as estimates again."""
+    if isinstance(value, dict):
+        if value.keys() == {"mean", "low", "high", "n"}:
+            return Estimate(**value)
+        return {key: restored(x) for key, x in value.items()}
+    return [restored(x) for x in value] if isinstance(value, list) else value
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """What ``write_results`` wrote, by the folder or the file, with its estimates.
+
+    Raises:
+        ValleError: there is none, or it is not of this kind.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValleError(f"there is no {path}; give a folder that `valle eval codec | speech | lm | judges` wrote")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValleError(f"{path} is not JSON: {error}; measure again") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT or "kind" not in values:
+        raise ValleError(f"{path} holds no results of this version (format {FORMAT})")
+    restored_values: dict[str, Any] = restored(values)
+    return restored_values
 
 
 def write_results(folder: str | Path, values: Mapping[str, Any], markdown: str) -> None:

@@ -30,7 +30,7 @@ from valle.eval.bootstrap import Estimate, mean_interval, ratio_interval
 from valle.eval.hard_cases import describe_cases, hard_cases
 from valle.eval.journal import Journal
 from valle.eval.judges import Judges, error_counts
-from valle.eval.results import Column, missing, rows_by_corpus, table
+from valle.eval.results import Column, missing, rows_by_corpus, table, without_folders
 from valle.eval.speaker import cosine
 from valle.eval.systems import file_label
 from valle.eval.trials import TARGET_S, Trial, in_range, of_run
@@ -157,31 +157,68 @@ def measure_speech(
         if speaker.runs > 1
     }
     spread = {name: _spread(own) for name, own in by_run.items()}
-    cases = hard_cases(trials, records[system.name], n_hard)
-    described = _describe(trials)
     results: dict[str, Any] = {"rows": rows, "by_corpus": corpora, "stops": stops[system.name], "n_trials": len(trials)}
-    results |= {"trials": described, "hard_cases": cases}
+    results |= {"trials": _describe(trials), "hard_cases": hard_cases(trials, records[system.name], n_hard)}
     if baselines:
         results |= {"stops_of_baselines": {name: own for name, own in stops.items() if name != system.name}}
     if by_run:
         results |= {"runs": runs, "by_run": by_run, "spread_over_runs": spread}
+    return results, describe_speech(results, trials)
+
+
+def describe_speech(results: Mapping[str, Any], trials: Sequence[Trial]) -> str:
+    """The results of ``measure_speech`` as markdown, of the same trials."""
+    rows, corpora = results["rows"], results["by_corpus"]
+    systems = [name for name in rows if name not in (RECORDING, ROUND_TRIP)]
+    by_run, quality = results.get("by_run"), any(c.key in row for row in rows.values() for c in QUALITY_COLUMNS)
+    stops = {systems[0]: results["stops"], **results.get("stops_of_baselines", {})}
+    continual = trials[0].continual
     how = (
         f"continued from its first {trials[0].prompt_s:g} s" if continual else "each in the voice of another utterance"
     )
     how += "" if continual else " of the same speaker"
     what = "recordings" if continual else "sentences"
-    text = (
+    return (
         f"{len(trials)} {what} of {len({t.speaker for t in trials})} speakers, {how}; mean and 95 % interval.\n\n"
         + table("", rows, COLUMNS)
         + missing({name: rows[name] for name in systems}, COLUMNS[:1] + COLUMNS[3:], len(trials))
-        + (f"\n{_describe_runs(by_run, spread)}" if by_run else "")
+        + (f"\n{_describe_runs(by_run, results['spread_over_runs'])}" if by_run else "")
         + (f"\n{table('sound', rows, QUALITY_COLUMNS)}" if quality else "")
         + (f"\n{table('corpus', corpora, COLUMNS)}\n" if corpora else "\n")
-        + _sentence(described, len(trials))
-        + "".join(_describe_stops(name if baselines else "", own) for name, own in stops.items())
-        + describe_cases(cases, system.name, runs)
+        + _sentence(results["trials"], len(trials))
+        + "".join(_describe_stops(name if len(systems) > 1 else "", own) for name, own in stops.items())
+        + describe_cases(results.get("hard_cases", ()), systems[0], results.get("runs", 1))
     )
-    return results, text
+
+
+def speech_records(
+    results: Mapping[str, Any], trials: Sequence[Trial], records: Mapping[tuple[str, ...], Mapping[str, Any]]
+) -> dict[str, list[list[Mapping[str, Any]]]]:
+    """By row, the measurements of each trial, one a run.
+
+    Args:
+        results: of ``measure_speech``; with ``systems``, the commands of the other systems by name, if there are any.
+        trials: the same.
+        records: of the journal.
+
+    Raises:
+        ValleError: one is missing.
+    """
+    commands: Mapping[str, str] = results.get("systems", {})
+    keys = {name: name for name in results["rows"]}
+    for key in dict.fromkeys(key[-1] for key in records):
+        keys |= {name: key for name, command in commands.items() if without_folders(key) == command}
+    found: dict[str, list[list[Mapping[str, Any]]]] = {}
+    for name, key in keys.items():
+        runs = len(results.get("by_run", {}).get(name, [name]))
+        wanted = [[_key(of_run(trial, run), key) for run in range(runs)] for trial in trials]
+        if lacking := next((k for own in wanted for k in own if k not in records), None):
+            raise ValleError(
+                f"the measurement of {lacking[0]} by {name} is missing in utterances.jsonl; run the command that made "
+                "the folder again, it measures only what is missing"
+            )
+        found[name] = [[records[k] for k in own] for own in wanted]
+    return found
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def join_ranks(device: torch.device) -> Ranks:
             "this restart shares a store with the processes before it; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the "
             "environment of torchrun on every machine, and start it again"
         )
-    from torch.distributed import PrefixStore
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=patience))

@@ -49,8 +49,8 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ada
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    is_cuda = any(p.is_cuda for p in model.parameters())
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=is_cuda or None)
+    # One pass over the memory in place of some twenty: on a CPU too, where torch would not choose it by itself.
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def lr_at(step: int, total_steps: float, config: OptimiserConfig) -> float:

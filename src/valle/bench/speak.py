@@ -1,4 +1,4 @@
-"""How fast it runs here: the AR in tokens a second, the NAR in seconds, the codec against real time.
+"""How fast it speaks here: the AR in tokens a second, the NAR in seconds, the codec against real time.
 
 The task is always the same one, so that machines and systems compare: a prompt of 3 s (225 frames), 100 phonemes, and
 for the NAR all its passes (the paper's: seven) over 4 s (300 frames) of speech. Weights are random, fp32, eager, those
@@ -57,7 +57,7 @@ def configs(size: str) -> Configs:
     n_phonemes = len(DEFAULT_INVENTORY)
     if size == "paper":
         return ARConfig(n_phonemes), NARConfig(n_phonemes)
-    path = Path(__file__).parents[2] / "configs" / "default.toml"
+    path = Path(__file__).parents[3] / "configs" / "default.toml"
     if path.is_file():
         from valle.train.config import load_train_config
 
@@ -242,9 +242,3 @@ def _median(work: Callable[[], object], repeats: int) -> float:
             work()
             times.append(perf_counter() - began)
     return statistics.median(times)
-
-
-if __name__ == "__main__":
-    from valle import cli
-
-    sys.exit(cli.main(["bench", *sys.argv[1:]]))
