@@ -199,6 +199,7 @@ def test_activation_checkpointing_may_change_on_resume_and_changes_nothing(kind,
     trainer.train_step(MeanMetrics())
     trainer.step = 1
     trainer.save()
+    trainer.writer.wait()
     config = config_file(tmp_path, pack, max_steps=3, activation_checkpointing=True)
     parts = train(kind, config, resume=True, out=tmp_path / "parts")
     a, b = last_tensors(whole), last_tensors(parts)

@@ -138,7 +138,7 @@ def guess_kind(path: str | Path) -> str:
         if path.suffix == ".parquet":
             return "hf"
         if path.suffix in (".jsonl", ".json"):
-            first = _first_json(path)
+            first = first_json(path)
             return "manifest" if {"id", "path", "seconds", "split"} <= first.keys() else "csv"
         if path.suffix in (".csv", ".tsv", ".psv", ".txt"):
             return "csv"
@@ -366,7 +366,7 @@ def _locate(folder: Path, row: Row) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def _first_json(path: Path) -> dict[str, Any]:
+def first_json(path: Path) -> dict[str, Any]:
     """The first line of a file, where it is a JSON object."""
     try:
         with path.open(encoding="utf-8-sig") as file:

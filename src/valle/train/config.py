@@ -82,6 +82,43 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class SpokenConfig:
+    """Evaluation by ear while a model trains (``valle.train.spoken``); all of it may change on --resume."""
+
+    every: int = 0
+    """Steps between evaluations, 0 for none; there is one at the end of the run, too."""
+    n: int = 10
+    """Sentences, pairs of utterances of dev that the seed draws: one is the voice, the other tells the words."""
+    whisper: str = ""
+    """Who counts the words: a Whisper by name (``base``, which faster-whisper fetches) or folder. Empty: no word error
+    rate."""
+    speaker: str = ""
+    """Who compares the voices: an ONNX file, or ``wavlm:`` and a folder or hub id (docs/evaluation.md). Empty: no
+    speaker cosine."""
+    texts: tuple[str, ...] = ()
+    """What the utterances of dev say, since a pack holds phonemes only: the sources given to ``valle prepare``, or
+    files with a line ``{"id": ..., "text": ...}`` for each. ``transcripts.jsonl`` of the pack counts without being
+    named."""
+    partner: str = ""
+    """The NAR that completes what an AR in training says: best/ of a run, a model folder, or ``embedded``. Empty: that
+    of the same configuration once it has a best/, until then the AR's codebook is heard alone."""
+    temperature: float = 0.9
+    """How the AR samples (``SamplingConfig``)."""
+    top_p: float = 0.95
+    """Likewise."""
+    guidance: float = 1.0
+    """Likewise; above 1 for a model with text_dropout only, such as 2.5 for the embedded one."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.n < 1:
+            raise ValleError(f"spoken.every is {self.every} and spoken.n {self.n}; they must be at least 0 and 1")
+
+    def due(self, step: int, *, is_done: bool = False) -> bool:
+        """Whether to speak after this step, which is the run's last if ``is_done``."""
+        return self.every > 0 and step > 0 and (is_done or step % self.every == 0)
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What one of the two models is and how it is trained."""
 
@@ -128,6 +165,8 @@ class TrainConfig:
     """auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What matrix products are computed in; weights are fp32. auto: bf16 where the hardware has it, fp32 elsewhere."""
+    spoken: SpokenConfig = field(default_factory=SpokenConfig)
+    """What is judged by ear while a model trains."""
     ar: TaskConfig = field(default_factory=TaskConfig)
     """The autoregressive model."""
     nar: TaskConfig = field(default_factory=TaskConfig)

@@ -63,6 +63,7 @@ from valle.train.lora import LoraConfig, add_lora, whole_weights
 from valle.train.optimiser import lr_at, make_optimiser
 from valle.train.signals import stop_signals
 from valle.train.spikes import SpikeGuard
+from valle.train.spoken import SpokenEvaluation
 from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, model_values, pair_to_speak, validate
 from valle.train.throughput import Throughput
 from valle.train.tracking import Tracker
@@ -160,6 +161,11 @@ class Trainer:
             self._begin_with(self.task_config.init)
         if isinstance(self.task.model, NAR) and self.task.model.config.codebook_dim:
             self.task.model.set_codebooks(self._codebooks())  # those of the pack's codec, also after init
+        self.spoken: SpokenEvaluation | None = None
+        if config.spoken.every and self.ranks.is_main:
+            self.spoken = SpokenEvaluation(
+                config, self.task, self.pack, self.dev, self.codec, self.device, self.out.parent
+            )
         if self.task_config.lora.rank:
             add_lora(self.model, self.task_config.lora)
         self.task.model.transformer.checkpointing = self.run_config.activation_checkpointing
@@ -179,6 +185,7 @@ class Trainer:
         self.position = self.sampler.state_dict()  # after the last step; the sampler may be ahead of it
         self.guard = SpikeGuard(self.run_config.max_spike)
         self.throughput = Throughput(self.ranks.size)
+        self._heard = -1  # the last step that was judged by ear
         self._generator = torch.Generator()
         self._inputs: Iterator[_Input] | None = None
 
@@ -286,11 +293,13 @@ class Trainer:
                 if self.step % run.checkpoint_every == 0 or time.monotonic() - last_save > run.checkpoint_minutes * 60:
                     self.save()
                     saved_step, last_save = self.step, time.monotonic()
+                self._hear(tracker)
             if is_done and validated_step != self.step:
                 self.validate(tracker)
                 saved_step = -1  # the best loss may have changed
             if saved_step != self.step:
                 self.save()
+            self._hear(tracker, is_done=is_done)
             self.writer.wait()
             if tracker is not None:
                 ended = "finished" if is_done else "stopped; continue with --resume"
@@ -417,6 +426,17 @@ class Trainer:
         task.model.load_state_dict(state)
         yield task
 
+    def _hear(self, tracker: Tracker | None, *, is_done: bool = False) -> None:
+        """Judge by ear what the weights say, where it is time to; the other ranks wait at their next step."""
+        if self._heard == self.step or not self.config.spoken.due(self.step, is_done=is_done):
+            return
+        self._heard = self.step
+        with self._judged() as task:
+            if task is None or tracker is None or self.spoken is None:
+                return
+            self.spoken.run(self.step, tracker, task)
+        self.throughput.restart()
+
     def _keep_best(self, task: Task[Any], values: dict[str, float]) -> None:
         """Write ``best/`` anew, as a model that ``load_weights`` reads."""
         from safetensors.torch import save
@@ -482,6 +502,8 @@ class Trainer:
         tracker.note(f"mfu is a share of what products reach here, {self.throughput.peak / 1e12:.3g} TFLOP/s a device")
         if self.sampler.left_out:
             tracker.note(f"utterances left out as too short or too long: {self.sampler.left_out}")
+        if self.spoken is not None:
+            tracker.note(self.spoken.plan())
         if self.codec is not None and self.pair is None:
             tracker.note("no samples: dev has no two utterances of one speaker of a fit length")
 
@@ -565,7 +587,11 @@ class Trainer:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m valle.train.loop``."""
-    parser = argparse.ArgumentParser(prog="python -m valle.train.loop", description="Train the AR or the NAR model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m valle.train.loop",
+        description="Train the AR or the NAR model.",
+        epilog="CONFIG's table [spoken] has sentences spoken and judged while the model trains (docs/training.md).",
+    )
     parser.add_argument("kind", choices=("ar", "nar"))
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/default.toml")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")

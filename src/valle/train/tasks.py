@@ -6,14 +6,16 @@ Models with alignment (``valle.model.alignment``) need a pack with one. The loop
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from valle.config import from_dict, to_dict
 from valle.data.batches import Example, Rows, collate
@@ -37,6 +39,23 @@ _METRICS = ("loss", "top1", "top10")
 
 SPOKEN_PROMPT_S = (2.0, 6.0)
 """Length of the prompts, and of the texts, from which samples are spoken while training."""
+
+SPOKEN_SAMPLING = SamplingConfig(temperature=0.9, top_p=0.95)
+"""How the AR samples when it speaks while training."""
+
+Pair = tuple[int, int]
+"""Two utterances of one speaker: the voice, and the text that is spoken with it."""
+
+
+class Speech(NamedTuple):
+    """What a model in training says."""
+
+    codes: Tensor
+    """[K, T] int64; K is 1 where no NAR completed the AR's codebook."""
+    unfinished: bool = False
+    """Whether it ran into the limit of frames."""
+    path: Tensor | None = None
+    """[T] the place of each frame's phoneme among those of the text, from 0; of an AR with alignment."""
 
 
 class Task(ABC, Generic[Batch]):
@@ -83,8 +102,27 @@ class Task(ABC, Generic[Batch]):
         """All batches by which ``rows`` are judged."""
 
     @abstractmethod
-    def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
-        """Codes [K, T]: the text of utterance ``pair[1]`` in the voice of ``pair[0]``; ``other`` is the other model."""
+    def say(
+        self,
+        split: PackSplit,
+        pairs: Sequence[Pair],
+        device: torch.device,
+        other: nn.Module | None,
+        sampling: SamplingConfig = SPOKEN_SAMPLING,
+    ) -> list[Speech]:
+        """The texts of utterances ``pair[1]`` in the voices of ``pair[0]``, all at once, each as it would be alone.
+
+        Args:
+            split: has the utterances.
+            pairs: what to say.
+            device: where the models are.
+            other: the other model, where there is one.
+            sampling: for the AR; its draws depend on the utterance alone.
+        """
+
+    def speak(self, split: PackSplit, pair: Pair, device: torch.device, other: nn.Module | None) -> Tensor:
+        """Codes [K, T] of one pair, as ``say`` says it."""
+        return self.say(split, [pair], device, other)[0].codes
 
 
 class ARTask(Task[ARBatch]):
@@ -134,31 +172,59 @@ class ARTask(Task[ARBatch]):
     def validation_batches(self, rows: Rows, generator: torch.Generator) -> Iterator[ARBatch]:
         yield self.make_batch(rows, generator)
 
-    def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
-        voice, text = pair
-        phonemes, phoneme_lens, durations, _ = _phonemes(split, pair, device)
-        prompt = split.codes(voice).unsqueeze(0).to(device)  # [1, 8, T']
-        prompt_lens = torch.tensor([prompt.shape[2]], device=device)
+    def say(
+        self,
+        split: PackSplit,
+        pairs: Sequence[Pair],
+        device: torch.device,
+        other: nn.Module | None,
+        sampling: SamplingConfig = SPOKEN_SAMPLING,
+    ) -> list[Speech]:
+        phonemes, phoneme_lens, durations, _ = _phonemes(split, pairs, device)
+        prompt, prompt_lens = _codes(split, [voice for voice, _ in pairs], device)  # [B, 8, T'], [B]
         result = self.model.generate(
             phonemes,
             phoneme_lens,
             prompt[:, 0],
             prompt_lens,
             durations,
-            max_frames=2 * int(split.n_frames[text]),
-            sampling=SamplingConfig(temperature=0.9, top_p=0.95),
-            generators=[torch.Generator(device).manual_seed(0)],
+            max_frames=torch.tensor([2 * int(split.n_frames[text]) for _, text in pairs]),
+            sampling=sampling,
+            generators=[torch.Generator(device).manual_seed(text) for _, text in pairs],
         )
-        codes_1 = result.codes[0].unsqueeze(0)  # [1, T]
-        if other is None or not codes_1.numel():
-            return codes_1
+        begins = split.n_phonemes[[voice for voice, _ in pairs]].tolist()
+        said = [
+            Speech(codes.unsqueeze(0), reason == "max_frames")  # [1, T]
+            for codes, reason in zip(result.codes, result.stop_reasons, strict=True)
+        ]
+        if result.index is not None:  # a separator stands between voice and text
+            said = [s._replace(path=own - n - 1) for s, own, n in zip(said, result.index, begins, strict=True)]
+        if other is None:
+            return said
         assert isinstance(other, NAR)
-        lens = torch.tensor([codes_1.shape[1]], device=device)
-        index = None if result.index is None else result.index[0].unsqueeze(0)  # [1, T]
-        if other.config.alignment and index is None:
-            return codes_1
-        prompt_index = None if durations is None else frame_index(durations, phoneme_lens, prompt.shape[2])  # [1, T']
-        return other.generate(phonemes, phoneme_lens, prompt, prompt_lens, codes_1, lens, index, prompt_index)[0]
+        if other.config.alignment and result.index is None:
+            return said
+        prompt_index = None if durations is None else frame_index(durations, phoneme_lens, prompt.shape[2])  # [B, T']
+        whole = [s.codes.new_zeros(other.config.n_quantizers, 0) for s in said]
+        rows = [i for i, s in enumerate(said) if s.codes.shape[1]]  # there is nothing to complete in the others
+        if rows:
+            lens = torch.tensor([len(result.codes[i]) for i in rows], device=device)  # [R]
+            index = None
+            if result.index is not None:
+                index = pad_sequence([result.index[i] for i in rows], batch_first=True)  # [R, T]
+            codes = other.generate(
+                phonemes[rows],
+                phoneme_lens[rows],
+                prompt[rows],
+                prompt_lens[rows],
+                pad_sequence([result.codes[i] for i in rows], batch_first=True),  # [R, T]
+                lens,
+                index,
+                None if prompt_index is None else prompt_index[rows],
+            )  # [R, K, T]
+            for i, row, n in zip(rows, codes, lens.tolist(), strict=True):
+                whole[i] = row[:, :n]
+        return [s._replace(codes=codes) for s, codes in zip(said, whole, strict=True)]
 
 
 class NARTask(Task[tuple[NARBatch, int]]):
@@ -239,21 +305,26 @@ class NARTask(Task[tuple[NARBatch, int]]):
         for stage in [ALL_STAGES] if self.model.config.one_pass else self.model.stages:
             yield batch, stage
 
-    def speak(self, split: PackSplit, pair: tuple[int, int], device: torch.device, other: nn.Module | None) -> Tensor:
-        voice, text = pair
-        phonemes, phoneme_lens, *durations = _phonemes(split, pair, device)
-        prompt = split.codes(voice).unsqueeze(0).to(device)  # [1, 8, T']
-        target = split.codes(text).unsqueeze(0).to(device)  # [1, 8, T]
-        lens = [torch.tensor([codes.shape[2]], device=device) for codes in (prompt, target)]
+    def say(
+        self,
+        split: PackSplit,
+        pairs: Sequence[Pair],
+        device: torch.device,
+        other: nn.Module | None,
+        sampling: SamplingConfig = SPOKEN_SAMPLING,
+    ) -> list[Speech]:
+        phonemes, phoneme_lens, *durations = _phonemes(split, pairs, device)
+        prompt, prompt_lens = _codes(split, [voice for voice, _ in pairs], device)  # [B, 8, T'], [B]
+        target, lens = _codes(split, [text for _, text in pairs], device)  # [B, 8, T], [B]
         # Codebook 1 of the recording, so that what is heard is this model's work alone.
         prompt_index, index = (
-            None if own is None else frame_index(own, phoneme_lens, codes.shape[2])  # [1, T'], [1, T]
+            None if own is None else frame_index(own, phoneme_lens, codes.shape[2])  # [B, T'], [B, T]
             for own, codes in zip(durations, (prompt, target), strict=True)
         )
         codes = self.model.generate(
-            phonemes, phoneme_lens, prompt, lens[0], target[:, 0], lens[1], index, prompt_index
-        )  # [1, 8, T]
-        return codes[0]
+            phonemes, phoneme_lens, prompt, prompt_lens, target[:, 0], lens, index, prompt_index
+        )  # [B, 8, T]
+        return [Speech(row[:, :n]) for row, n in zip(codes, lens.tolist(), strict=True)]
 
     def _with_prompt(self, rows: Rows, generator: torch.Generator) -> NARBatch:
         config = self.model.config
@@ -333,16 +404,40 @@ def validate(
     return mean.take("dev")
 
 
-def pair_to_speak(split: PackSplit) -> tuple[int, int] | None:
+def pair_to_speak(split: PackSplit) -> Pair | None:
     """Two utterances of one speaker, the first the voice and the second the text; None when the split has no such."""
+    seconds = ((own[1], (own[0], own[1])) for own in _speakable(split).values() if len(own) > 1)
+    return min(seconds, default=(0, None))[1]
+
+
+def pairs_to_speak(split: PackSplit, n: int, seed: int, *, texts: Collection[str] | None = None) -> list[Pair]:
+    """Up to n pairs, drawn by the seed, speakers in turn; no text is said twice.
+
+    Args:
+        split: where they come from.
+        n: how many; the first of them are the same for any n.
+        seed: one seed, one choice.
+        texts: ids of the utterances whose text may be said; None for all.
+    """
+    rng = random.Random(f"{seed}/spoken")
+    by_speaker = []
+    for own in _speakable(split).values():
+        order = rng.sample(own, len(own))
+        pairs = [(voice, text) for voice, text in zip(order, order[1:] + order[:1], strict=True) if voice != text]
+        by_speaker.append([(v, t) for v, t in pairs if texts is None or split.ids[t] in texts])
+    rng.shuffle(by_speaker)
+    turns = max(map(len, by_speaker), default=0)
+    return [pairs[turn] for turn in range(turns) for pairs in by_speaker if turn < len(pairs)][:n]
+
+
+def _speakable(split: PackSplit) -> dict[int, list[int]]:
+    """speaker -> the utterances of a fit length."""
     shortest, longest = (s * split.info.frame_rate for s in SPOKEN_PROMPT_S)
-    seen: dict[int, int] = {}
+    by_speaker: dict[int, list[int]] = {}
     for i, (n, speaker) in enumerate(zip(split.n_frames.tolist(), split.speakers.tolist(), strict=True)):
         if speaker >= 0 and shortest <= n <= longest:
-            if speaker in seen:
-                return seen[speaker], i
-            seen[speaker] = i
-    return None
+            by_speaker.setdefault(speaker, []).append(i)
+    return by_speaker
 
 
 def model_values(kind: Kind, config: TaskConfig) -> dict[str, Any]:
@@ -399,16 +494,24 @@ def _require_alignment(info: PackInfo, where: str) -> None:
 
 
 def _phonemes(
-    split: PackSplit, pair: tuple[int, int], device: torch.device
+    split: PackSplit, pairs: Sequence[Pair], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """phonemes [1, S] of two utterances joined, their length [1], and how long each is in the one and in the other.
+    """phonemes [B, S] of two utterances joined, their lengths [B], and how long each is in the one and in the other.
 
-    The durations, [1, S] each, are None where the pack has no alignment.
+    The durations, [B, S] each, are None where the pack has no alignment.
     """
-    rows = collate(split, [pair])
+    rows = collate(split, pairs)
     phonemes, phoneme_lens = rows.phonemes.to(device), rows.phoneme_lens.to(device)
     if rows.durations is None:
         return phonemes, phoneme_lens, None, None
     durations = rows.durations.to(device)
-    is_first = torch.arange(durations.shape[1], device=device) < split.n_phonemes[pair[0]]
+    n_first = split.n_phonemes[[voice for voice, _ in pairs]].to(device).unsqueeze(1)  # [B, 1]
+    is_first = torch.arange(durations.shape[1], device=device) < n_first  # [B, S]
     return phonemes, phoneme_lens, durations * is_first, durations * ~is_first
+
+
+def _codes(split: PackSplit, utterances: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """codes [B, 8, T] of utterances, 0 in the padding, and their lengths [B]."""
+    codes = [split.codes(i).t() for i in utterances]  # [T, 8]
+    padded = pad_sequence(codes, batch_first=True).transpose(1, 2).contiguous()  # [B, 8, T]
+    return padded.to(device), torch.tensor([len(c) for c in codes], device=device)

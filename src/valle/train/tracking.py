@@ -6,13 +6,14 @@ drops the events after the step it resumes from, so that no step is told twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import struct
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -122,6 +123,26 @@ class Tracker:
         if self._writer is not None:
             self._writer.add_audio(name, samples.unsqueeze(0), step, sample_rate)
         return path
+
+    def image(self, step: int, name: str, pixels: Tensor) -> None:
+        """Show a picture, uint8 [H, W, 3], in TensorBoard, if that is there and can."""
+        if self._writer is not None:
+            with contextlib.suppress(ImportError):  # older ones come without pillow
+                self._writer.add_image(name, pixels.cpu(), step, dataformats="HWC")
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """Show a text in TensorBoard, if that is there."""
+        if self._writer is not None:
+            self._writer.add_text(name, markdown, step)
+
+    def bands(self, names: Sequence[str]) -> None:
+        """Show each scalar ``name`` in one chart with its interval, from ``name_low`` to ``name_high``."""
+        if self._writer is not None:
+            charts: dict[str, dict[str, list[Any]]] = {}
+            for name in names:
+                group, _, own = name.rpartition("/")
+                charts.setdefault(group, {})[own] = ["Margin", [name, f"{name}_low", f"{name}_high"]]
+            self._writer.add_custom_scalars(charts)
 
     def note(self, message: str) -> None:
         """Tell something in words above the bar."""
