@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from valle.eval.bootstrap import mean_interval, ratio_interval
+from valle.eval.bootstrap import correlation, mean_interval, ratio_interval, slope, statistic_interval
 
 
 def test_mean_leaves_out_what_is_missing() -> None:
@@ -62,3 +62,25 @@ def test_interval_narrows_with_the_root_of_the_number() -> None:
     assert few is not None
     assert many is not None
     assert (few.high - few.low) / (many.high - many.low) == pytest.approx(4, rel=0.25)
+
+
+def test_slope_and_correlation_by_hand() -> None:
+    pairs = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
+    assert slope(pairs) == pytest.approx(2)
+    assert correlation(pairs) == pytest.approx(1)
+    assert correlation(pairs * [1, -1]) == pytest.approx(-1)
+    assert np.isnan(correlation(pairs * [1, 0]))
+    told = statistic_interval([p[None] for p in pairs], slope)
+    assert told is not None
+    assert (told.mean, told.low, told.high, told.n) == pytest.approx((2, 2, 2, 3))
+    assert statistic_interval([pairs[:1]], correlation) is None
+    assert statistic_interval([], slope) is None
+
+
+def test_interval_draws_groups_not_rows() -> None:
+    rng = np.random.default_rng(0)
+    groups = [np.repeat(rng.normal(size=(1, 2)), 50, axis=0) for _ in range(12)]  # each row fifty times
+    told, once = statistic_interval(groups, correlation), statistic_interval([g[:1] for g in groups], correlation)
+    assert told is not None
+    assert once is not None
+    assert (told.low, told.high) == pytest.approx((once.low, once.high))  # rows of one group tell no more than one

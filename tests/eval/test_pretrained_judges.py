@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from eval_helpers import speechlike
+from safetensors.torch import load_file, save_file
 
 from valle.errors import ValleError
 from valle.eval import pretrained_judges
 from valle.eval.judges import load_judges
-from valle.eval.pretrained_judges import HubertRecogniser, WavLMSpeaker
+from valle.eval.pretrained_judges import EmotionClassifier, HubertRecogniser, WavLMSpeaker
 from valle.eval.results import printable_command
 
 transformers = pytest.importorskip("transformers")
@@ -205,3 +206,46 @@ def test_commands_name_no_folder_of_the_machine() -> None:
     assert printable_command(argv) == "valle eval speech --recogniser 'hubert:my hub' --speaker=wavlm:w --model a/b"
     system = printable_command(["--system", "f5=/opt/py /home/me/f5.py --cfg=/etc/f5.toml {text} {out}"])
     assert system == "valle eval --system 'f5=py f5.py --cfg=f5.toml {text} {out}'"
+
+
+@pytest.fixture(scope="module")
+def emotions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wav2Vec2ForSequenceClassification of three emotions, by the seed."""
+    folder = tmp_path_factory.mktemp("judges") / "emotions-tiny"
+    torch.manual_seed(0)
+    labels = {0: "angry", 1: "happy", 2: "sad"}
+    config = transformers.Wav2Vec2Config(
+        id2label=labels, label2id={v: k for k, v in labels.items()}, classifier_proj_size=8, **SMALL
+    )
+    transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    extractor().save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+def test_emotions_are_the_networks_own(emotions: Path) -> None:
+    classifier = EmotionClassifier(str(emotions))
+    wav = speechlike(1.0, rate=16000)
+    told = classifier.probabilities(wav, 16000)
+    model = transformers.Wav2Vec2ForSequenceClassification.from_pretrained(emotions).eval()
+    scaled = (wav - wav.mean()) / np.sqrt(wav.var() + 1e-7)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(scaled)[None]).logits[0].softmax(-1)
+    assert list(told) == ["angry", "happy", "sad"]
+    assert list(told.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert sum(classifier.probabilities(wav[:10], 16000).values()) == pytest.approx(1)  # shorter than one frame
+
+
+def test_emotions_that_are_none(emotions: Path, wavlm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValleError, match=r"there is no folder nowhere; give --emotion the folder of a model, or a hub"):
+        EmotionClassifier("nowhere")
+    with pytest.raises(ValleError, match=r"is not a classifier of emotions; give --emotion a model of one of the clas"):
+        EmotionClassifier(str(wavlm))
+    pickled = copy(emotions, tmp_path)
+    weights = load_file(pickled / "model.safetensors")
+    headless = {k: v for k, v in weights.items() if not k.startswith("classifier.")}
+    save_file(headless, pickled / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValleError, match=r"lacks 2 weights of Wav2Vec2ForSequenceClassification, such as classifier"):
+        EmotionClassifier(str(pickled))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ValleError, match=r"AutoModelForAudioClassification as M, AutoFeatureExtractor as P"):
+        EmotionClassifier(str(pickled))

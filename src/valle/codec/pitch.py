@@ -1,7 +1,8 @@
-"""Pitch of the training speech, by Praat's autocorrelation method, once for a whole corpus.
+"""Pitch by Praat's autocorrelation method: of the training speech, once for a whole corpus, and of what is measured.
 
-Only training needs it: it teaches the harmonic decoder which pitch the codes hold. ``praat-parselmouth`` is GPL-3 and
-comes with the extra ``train``; nothing that the package ships or runs afterwards depends on it.
+Training and measuring need it: it teaches the harmonic decoder which pitch the codes hold, and tells how speech is
+intoned (``valle.eval.prosody``). ``praat-parselmouth`` is GPL-3 and comes with the extras ``train`` and ``eval``;
+nothing that the package ships or that speaks depends on it.
 
 Source: Boersma, "Accurate short-term analysis of the fundamental frequency", IFA Proceedings 17, 1993.
 """
@@ -9,6 +10,7 @@ Source: Boersma, "Accurate short-term analysis of the fundamental frequency", IF
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +33,7 @@ def build_pitch(cache: WaveCache, path: Path, sample_rate: int = 24000) -> np.nd
         stored: np.ndarray = np.load(path)
         if len(stored) == n:
             return stored
-    try:
-        import parselmouth  # noqa: F401
-    except ImportError as error:
-        raise ValleError("the pitch of the speech is needed: pip install 'valle[train]'") from error
+    require_praat("train")
     from tqdm import tqdm
 
     hz = np.zeros(n, dtype=np.float32)
@@ -56,6 +55,48 @@ def build_pitch(cache: WaveCache, path: Path, sample_rate: int = 24000) -> np.nd
     return hz
 
 
+def require_praat(extra: str) -> None:
+    """
+    Raises:
+        ValleError: praat-parselmouth is not installed; ``extra`` brings it.
+    """
+    if find_spec("parselmouth") is None:
+        raise ValleError(f"the pitch of the speech is needed: pip install 'valle[{extra}]'")
+
+
+def track_pitch(
+    wav: np.ndarray, sample_rate: int, step_s: float, floor_hz: float, ceiling_hz: float
+) -> tuple[float, np.ndarray]:
+    """wav [N] -> the time of the first pitch in seconds, and pitches in Hz every ``step_s``: float32 [T], 0 unvoiced.
+
+    T is 0 where there are not three periods of ``floor_hz``.
+    """
+    import parselmouth
+
+    if len(wav) < (3 / floor_hz + 0.005) * sample_rate:
+        return 0.0, np.zeros(0, dtype=np.float32)
+    sound = parselmouth.Sound(wav.astype(np.float64), sample_rate)
+    pitch = sound.to_pitch_ac(time_step=step_s, pitch_floor=floor_hz, pitch_ceiling=ceiling_hz)
+    return float(pitch.t1), pitch.selected_array["frequency"].astype(np.float32)
+
+
+def shift_pitch(wav: np.ndarray, sample_rate: int, semitones: float) -> np.ndarray:
+    """wav [N] -> float32 [N] with its pitch so much higher, as long and with its formants, by Praat's PSOLA.
+
+    Source: Moulines and Charpentier, Speech Communication 9, 1990.
+    """
+    import parselmouth
+    from parselmouth.praat import call
+
+    sound = parselmouth.Sound(wav.astype(np.float64), sample_rate)
+    whole = call(sound, "To Manipulation", 0.01, MIN_HZ, MAX_HZ)
+    tier = call(whole, "Extract pitch tier")
+    call(tier, "Shift frequencies", sound.xmin, sound.xmax, semitones, "semitones")
+    call([tier, whole], "Replace pitch tier")
+    shifted = call(whole, "Get resynthesis (overlap-add)").values[0].astype(np.float32)
+    return np.pad(shifted, (0, max(0, len(wav) - len(shifted))))[: len(wav)]
+
+
 def fill(hz: np.ndarray) -> np.ndarray:
     """Bridge the unvoiced stretches (zeros) of a track [n], evenly in the logarithm; 120 Hz where all is unvoiced."""
     voiced = np.flatnonzero(hz)
@@ -67,12 +108,7 @@ def fill(hz: np.ndarray) -> np.ndarray:
 
 def _track(job: tuple[np.ndarray, int]) -> tuple[float, float, np.ndarray]:
     """Time of the first pitch and step between them in seconds, and the pitches in Hz, 0 where unvoiced."""
-    import parselmouth
-
     samples, sample_rate = job
     step = PITCH_STEP / sample_rate
-    if len(samples) < 0.06 * sample_rate:
-        return 0.0, step, np.zeros(0, dtype=np.float32)
-    sound = parselmouth.Sound(samples.astype(np.float64) / 32768, sample_rate)
-    pitch = sound.to_pitch_ac(time_step=step, pitch_floor=MIN_HZ, pitch_ceiling=MAX_HZ)
-    return float(pitch.t1), step, pitch.selected_array["frequency"].astype(np.float32)
+    first_s, track = track_pitch(samples.astype(np.float64) / 32768, sample_rate, step, MIN_HZ, MAX_HZ)
+    return first_s, step, track

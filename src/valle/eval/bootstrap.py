@@ -6,10 +6,11 @@ not with other speakers, and not with another training of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Share of the resampled means that lie inside an interval."""
@@ -49,3 +50,43 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
     ratios = tops[drawn].sum(1)[sums > 0] / sums[sums > 0]
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(tops.sum() / bottoms.sum()), float(low), float(high), n)
+
+
+def statistic_interval(
+    groups: Sequence[NDArray[np.float64]], statistic: Callable[[NDArray[np.float64]], float], *, seed: int = 0
+) -> Estimate | None:
+    """A statistic of all rows of all groups, with the interval of drawing groups, such as the trials.
+
+    Args:
+        groups: [m_i, ...] each, the rows that stand or fall together.
+        statistic: of rows [M, ...]; NaN where they do not tell it.
+        seed: of the draws.
+
+    Returns:
+        the statistic, which takes the place of a mean; None where it cannot be told.
+    """
+    groups = [group for group in groups if len(group)]
+    whole = statistic(np.concatenate(groups)) if groups else np.nan
+    if not np.isfinite(whole):
+        return None
+    draws = np.random.default_rng(seed).integers(len(groups), size=(N_RESAMPLES, len(groups)))
+    values = np.asarray([statistic(np.concatenate([groups[i] for i in drawn])) for drawn in draws])
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(whole), float(low), float(high), len(groups))
+
+
+def correlation(pairs: NDArray[np.float64]) -> float:
+    """Pearson's, of pairs [n, 2]; NaN for fewer than three, or where one of the two never changes."""
+    if len(pairs) < 3:
+        return np.nan
+    x, y = (pairs - pairs.mean(0)).T
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale > 1e-12 else np.nan
+
+
+def slope(pairs: NDArray[np.float64]) -> float:
+    """By how much the second of pairs [n, 2] changes with the first (least squares); NaN where that never changes."""
+    if len(pairs) < 2:
+        return np.nan
+    x, y = (pairs - pairs.mean(0)).T
+    return float(x @ y) / float(x @ x) if float(x @ x) > 1e-12 else np.nan

@@ -1,5 +1,7 @@
 """The paper's judges, read by ``transformers``: HuBERT with CTC for words, WavLM with x-vectors for voices (§5.1).
 
+A classifier of emotions is read likewise (``valle eval claims emotion``).
+
 The recogniser is the paper's (HuBERT-Large fine-tuned on LibriSpeech's 960 h, the likeliest symbol at every frame, no
 language model). Departure: the paper's speaker network is UniLM's WavLM-Large with an ECAPA-TDNN, which is published as
 a pickle only; of the same family ``transformers`` has WavLM base with the TDNN of x-vectors.
@@ -28,7 +30,15 @@ RATE = 16000
 _MIN_SAMPLES = 400  # that the recogniser's first layers need for one frame
 _MIN_S = 0.4  # that the speaker network's layers and their statistics over time need
 _UNUSED = re.compile(r"^(objective|classifier)\.|masked_spec_embed$")  # weights that only training uses
-_PROCESSORS = {"HubertForCTC": "Wav2Vec2Processor", "WavLMForXVector": "Wav2Vec2FeatureExtractor"}
+_UNUSED_BY_CLASSIFIERS = re.compile(r"masked_spec_embed$")
+_PROCESSORS = {
+    "HubertForCTC": "Wav2Vec2Processor",
+    "WavLMForXVector": "Wav2Vec2FeatureExtractor",
+    "Wav2Vec2ForSequenceClassification": "Wav2Vec2FeatureExtractor",
+    "HubertForSequenceClassification": "Wav2Vec2FeatureExtractor",
+    "WavLMForSequenceClassification": "Wav2Vec2FeatureExtractor",
+    "AutoModelForAudioClassification": "AutoFeatureExtractor",
+}
 
 
 class HubertRecogniser:
@@ -85,6 +95,41 @@ class WavLMSpeaker:
         return np.asarray(torch.nn.functional.normalize(vector, dim=0).cpu().numpy(), np.float32)
 
 
+class EmotionClassifier:
+    """A Wav2Vec2, HuBERT or WavLM that learnt to name emotions, or whatever else a recording may be said to be."""
+
+    def __init__(self, name: str, *, device: str = "cpu") -> None:
+        """
+        Args:
+            name: a folder, a hub id, or "name@revision".
+            device: where to compute.
+
+        Raises:
+            ValleError: no such model, another kind of model, or one without safetensors.
+        """
+        self.folder = find_judge(name, "--emotion ", "AutoModelForAudioClassification")
+        classes = [cls for cls in _PROCESSORS if cls.endswith("ForSequenceClassification")]
+        try:
+            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            cls = next(cls for cls in config["architectures"] if cls in classes)
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise ValleError(
+                f"{self.folder} is not a classifier of emotions; give --emotion a model of one of the classes "
+                f"{', '.join(classes)}"
+            ) from error
+        self._model, self._extractor = _load(self.folder, cls, device, unused=_UNUSED_BY_CLASSIFIERS)
+        self.labels = tuple(str(self._model.config.id2label[i]) for i in range(self._model.config.num_labels))
+
+    @torch.inference_mode()
+    def probabilities(self, wav: NDArray[np.float32], sample_rate: int) -> dict[str, float]:
+        """Of wav [N], by emotion; they add up to 1."""
+        x = np.asarray(soxr.resample(wav, sample_rate, RATE), np.float32)
+        padded = np.pad(x, (0, max(0, _MIN_SAMPLES - len(x))))
+        inputs = self._extractor(padded, sampling_rate=RATE, return_tensors="pt")
+        told = self._model(inputs.input_values.to(self._model.device)).logits[0].softmax(-1).tolist()  # [C]
+        return dict(zip(self.labels, told, strict=True))
+
+
 def find_judge(name: str, option: str, cls: str) -> Path:
     """The folder of a judge's model, which is fetched once when it is a hub id.
 
@@ -97,7 +142,9 @@ def find_judge(name: str, option: str, cls: str) -> Path:
         ValleError: the package is missing, there is no such model, or its weights are a pickle.
     """
     if find_spec("transformers") is None:
-        raise ValleError(f"{option} needs the Python package transformers; install it: pip install 'valle[eval]'")
+        raise ValleError(
+            f"{option.strip()} needs the Python package transformers; install it: pip install 'valle[eval]'"
+        )
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _fetch(name, option)
@@ -120,7 +167,9 @@ def _fetch(name: str, option: str) -> Path:
 
     hub_id, _, revision = name.partition("@")
     if Path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", hub_id):
-        raise ValleError(f"there is no folder {name}; give {option} the folder of a model, or a hub id as owner/model")
+        raise ValleError(
+            f"there is no folder {name}; give {option.strip()} the folder of a model, or a hub id as owner/model"
+        )
     try:
         return Path(
             snapshot_download(hub_id, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.txt"])
@@ -132,8 +181,8 @@ def _fetch(name: str, option: str) -> Path:
         ) from error
 
 
-def _load(folder: Path, cls: str, device: str) -> tuple[Any, Any]:
-    """A network in evaluation mode, fp32, and what makes its input."""
+def _load(folder: Path, cls: str, device: str, unused: re.Pattern[str] = _UNUSED) -> tuple[Any, Any]:
+    """A network in evaluation mode, fp32, and what makes its input; weights that are ``unused`` may be missing."""
     import transformers
 
     wanted = getattr(transformers, cls).config_class.model_type
@@ -151,7 +200,7 @@ def _load(folder: Path, cls: str, device: str) -> tuple[Any, Any]:
     except Exception as error:  # transformers raises whatever its parts raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValleError(f"{folder} cannot be read as {cls}: {reason}") from error
-    lost = [str(k) for k in [*report["missing_keys"], *report["mismatched_keys"]] if not _UNUSED.search(str(k))]
+    lost = [str(k) for k in [*report["missing_keys"], *report["mismatched_keys"]] if not unused.search(str(k))]
     if lost:
         raise ValleError(
             f"{folder} lacks {len(lost)} weights of {cls}, such as {sorted(lost)[0]}: it was not trained to judge; "

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from valle.codec.losses import MultiScaleMelLoss
+from valle.codec.pitch import require_praat
 from valle.eval.dnsmos import Dnsmos
 from valle.eval.prosody import prosody
 
@@ -68,8 +69,9 @@ class SoundQuality:
         Raises:
             ValleError: a package is missing.
         """
+        require_praat("eval")
         self._dnsmos = Dnsmos(threads=threads)
-        self.name = f"{self._dnsmos.name}, pitch by autocorrelation"
+        self.name = f"{self._dnsmos.name}, pitch by Praat"
 
     def __call__(self, wav: NDArray[np.float32], sample_rate: int) -> dict[str, float | None]:
         """wav [N] -> the fields of ``Dnsmos`` and of ``prosody``; None where there is nothing to measure."""

@@ -1,4 +1,6 @@
-"""``valle eval codec | speech | lm | judges``: measure, and write ``results.json``, ``report.md`` and ``report.html``.
+"""``valle eval codec | speech | lm | judges | claims | ablations``: measure, and write it into a folder.
+
+There is ``results.json`` for programs, ``report.md`` and ``report.html`` for people.
 
 Measurements are kept one by one in ``utterances.jsonl`` beside them: the same command goes on where it was stopped.
 """
@@ -76,17 +78,7 @@ def _speech(args: argparse.Namespace) -> Measured:
     quality = SoundQuality(threads=args.threads) if args.quality else None
     folder, out = _folder(args), Path(args.out)
     trials = _trials(args, folder, tts.model.info.continual_s)
-    asked = {
-        "temperature": args.temperature,
-        "nar_temperature": args.nar_temperature,
-        "guidance": args.guidance,
-        "voice_guidance": args.voice_guidance,
-        "nar_guidance": args.nar_guidance,
-        "top_p": args.top_p,
-        "top_k": args.top_k,
-        "num_candidates": args.num_candidates,
-    }
-    options = {name: value for name, value in asked.items() if value is not None}
+    options = _options(args)
     about = {"name": tts.model.info.name, "digest": digest(tts.model.path)}
     settings = {"quality": quality.name} if quality else {}  # without it the journal is as it always was
     journal = _journal(args, judges, model=about["digest"], options=options, **settings)
@@ -111,6 +103,13 @@ def _speech(args: argparse.Namespace) -> Measured:
     return {**told, **settings, **results}, text
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Of ``VALLE.generate``, those that were given."""
+    names = ("temperature", "nar_temperature", "guidance", "voice_guidance", "nar_guidance", "top_p", "top_k")
+    asked = {name: getattr(args, name) for name in (*names, "num_candidates")}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def _trials(args: argparse.Namespace, folder: Path, continual_s: float) -> list[Trial]:
     """Read from --trials, or drawn."""
     from valle.eval.lists import read_list
@@ -119,9 +118,90 @@ def _trials(args: argparse.Namespace, folder: Path, continual_s: float) -> list[
     if args.trials:
         listed = str(args.trials).endswith(".lst")
         return read_list(args.trials, folder, seed=args.seed) if listed else load_trials(args.trials)
-    if args.protocol == "continual":
+    if getattr(args, "protocol", "") == "continual":
         return draw_continual(_utterances(args), args.n, folder=folder, prompt_s=continual_s, seed=args.seed)
     return draw_trials(_utterances(args), args.n, folder=folder, prompt_s=args.prompt_s, seed=args.seed)
+
+
+def _claim(args: argparse.Namespace) -> Measured:
+    from valle.codec.pitch import require_praat
+    from valle.eval.claims.diversity import measure_diversity
+    from valle.eval.claims.emotion import measure_emotion
+    from valle.eval.claims.environment import measure_environment
+    from valle.eval.claims.scene import Stage, ValleVoice
+    from valle.eval.journal import digest
+    from valle.eval.judges import Judges
+    from valle.eval.trials import save_trials
+    from valle.tts import VALLE
+
+    require_praat("eval")
+    judges = Judges(None, None, {}) if args.claim == "emotion" else _judges(args)
+    settings: dict[str, Any] = {"claim": args.claim}
+    emotions = None
+    if args.claim == "emotion" and args.emotion:
+        from valle.eval.pretrained_judges import EmotionClassifier
+        from valle.pretrained import pick_device
+
+        emotions = EmotionClassifier(args.emotion, device=str(pick_device(args.device)))
+        settings["emotion"] = f"{Path(args.emotion).name} ({digest(emotions.folder)})"
+    tts = VALLE.from_pretrained(_model(args), args.device)
+    options, about = _options(args), {"name": tts.model.info.name, "digest": digest(tts.model.path)}
+    folder, out = _folder(args), Path(args.out)
+    trials = _trials_of_others(args, folder)
+    journal = _journal(args, judges, model=about["digest"], options=options, **settings)
+    save_trials(out / "trials.jsonl", trials)
+    voice = ValleVoice(tts, **options)
+    stage = Stage(voice, tts.model.codec, trials, folder, journal, out, judges, n_listen=args.listen)
+    if args.claim == "diversity":
+        results, text = measure_diversity(stage, _utterances(args), n_seeds=args.seeds)
+    elif args.claim == "environment":
+        results, text = measure_environment(stage, rooms_s=args.rooms)
+    else:
+        results, text = measure_emotion(stage, shifts=args.shifts, emotions=emotions)
+        text += f"\nEmotions: {settings['emotion']}.\n" if emotions else ""
+    told = {**settings, "model": {**about, "options": options}, "judges": judges.names, "seed": args.seed}
+    title = {"diversity": "Diversity", "environment": "Acoustic environment", "emotion": "Emotion and prosody"}
+    return {**told, **results}, f"# {title[args.claim]}: {about['name']} ({about['digest']})\n\n{text}"
+
+
+def _ablations(args: argparse.Namespace) -> Measured:
+    from valle.eval.ablations import load_nars, measure_ablations
+    from valle.eval.journal import digest
+    from valle.eval.trials import save_trials
+    from valle.tts import VALLE
+
+    judges, tts = _judges(args), VALLE.from_pretrained(_model(args), args.device)
+    options, about = _options(args), {"name": tts.model.info.name, "digest": digest(tts.model.path)}
+    folder, out = _folder(args), Path(args.out)
+    nars, trials = load_nars(args.nar, tts.model), _trials_of_others(args, folder)
+    journal = _journal(args, judges, model=about["digest"], options=options)
+    save_trials(out / "trials.jsonl", trials)
+    results, text = measure_ablations(
+        tts, nars, trials, folder, judges, journal, options=options, n_listen=args.listen, wavs=out / "wavs"
+    )
+    told = {"model": {**about, "options": options}, "judges": judges.names, "seed": args.seed}
+    return {**told, **results}, f"# Ablations: {about['name']} ({about['digest']})\n\n{text}"
+
+
+def _model(args: argparse.Namespace) -> str | None:
+    """--model, where ``embedded`` is the embedded one."""
+    return None if args.model == "embedded" else args.model
+
+
+def _trials_of_others(args: argparse.Namespace, folder: Path) -> list[Trial]:
+    """Trials whose prompt is another utterance.
+
+    Raises:
+        ValleError: those of --trials are not.
+    """
+    from valle.errors import ValleError
+
+    trials = _trials(args, folder, 0.0)
+    if any(trial.continual for trial in trials):
+        raise ValleError(
+            f"{args.trials} continues recordings; here the prompt must be another utterance of the speaker"
+        )
+    return trials
 
 
 def _lm(args: argparse.Namespace) -> Measured:
@@ -200,7 +280,9 @@ def _parser() -> argparse.ArgumentParser:
         "samples. `valle eval publish` and `valle eval readme`: results into docs and README. `valle eval listening "
         "--help`: ask people."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="codec | speech | lm | judges")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="codec | speech | lm | judges | claims | ablations"
+    )
 
     def add(name: str, measure: Callable[[argparse.Namespace], Measured], about: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
@@ -255,16 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument("--seed", type=int, default=0, help="of trials and speech (%(default)s)")
     speech.add_argument("--listen", type=int, metavar="N", help="write the waves of so many trials (all)")
     add_page_options(speech)
-    speech.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
-    speech.add_argument("--nar-temperature", type=float, help="of codebooks 2 to 8 (the model's choice)")
-    speech.add_argument("--guidance", type=float, help="by the text, 1 is off (the model's choice)")
-    speech.add_argument("--voice-guidance", type=float, help="by the voice, for codebook 1 (the model's choice)")
-    speech.add_argument("--nar-guidance", type=float, help="by the voice, for codebooks 2 to 8 (the model's choice)")
-    speech.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
-    speech.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")
-    speech.add_argument(
-        "--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (the model's choice)"
-    )
+    _add_sampling(speech)
     speech.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     _add_judging(speech)
 
@@ -279,11 +352,92 @@ def _parser() -> argparse.ArgumentParser:
     judges.add_argument("--pairs", type=_count, default=200, help="pairs of one speaker, and of two (%(default)s)")
     judges.add_argument("--seed", type=int, default=0, help="of the pairs (%(default)s)")
     _add_judging(judges)
+    _add_claims(commands)
+    ablations = commands.add_parser(
+        "ablations",
+        help="the paper's ablations of NAR and AR",
+        description="The paper's ablations.",
+        allow_abbrev=False,
+    )
+    ablations.set_defaults(measure=_ablations)
+    ablations.add_argument(
+        "--nar",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="another NAR to compare: a run such as runs/ablations/nar-phonemes/nar, or a model; may be repeated",
+    )
+    _add_speaking(ablations, "docs/results/ablations", n=50)
+    _add_judging(ablations)
     return parser
 
 
-def _add_judging(command: argparse.ArgumentParser) -> None:
+def _add_claims(commands: Any) -> None:
+    about = "what the paper says of its speech without numbers, measured"
+    claims = commands.add_parser("claims", help=about, description=about)
+    kinds = claims.add_subparsers(dest="claim", required=True, metavar="diversity | environment | emotion")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = kinds.add_parser(name, help=about, description=about, allow_abbrev=False)
+        command.set_defaults(measure=_claim)
+        _add_speaking(command, f"docs/results/{name}", n=20)
+        return command
+
+    diversity = add("diversity", "one text and prompt, many seeds: how far what is said lies apart")
+    diversity.add_argument("--seeds", type=_count, default=10, metavar="N", help="of each sentence (%(default)s)")
+    _add_judging(diversity)
+    environment = add("environment", "prompts in rooms of known reverberation: does the speech ring as long?")
+    environment.add_argument(
+        "--rooms", type=_decimals, default=(0.0, 0.3, 0.6, 0.9), metavar="S,S", help="T60 in seconds (0,0.3,0.6,0.9)"
+    )
+    _add_judging(environment)
+    emotion = add("emotion", "pitch, level and rate of the prompt: how much of them the speech keeps")
+    emotion.add_argument(
+        "--shifts",
+        type=_decimals,
+        default=(-3.0, 3.0),
+        metavar="N,N",
+        help="of the prompt's pitch, semitones (--shifts=-3,3)",
+    )
+    emotion.add_argument("--emotion", metavar="DIR", help="classifier of emotions: a model's folder or hub id")
+    _add_data(emotion)
+
+
+def _add_speaking(command: argparse.ArgumentParser, out: str, *, n: int) -> None:
+    """What commands that speak trials by a model have."""
+    command.add_argument("--model", metavar="DIR", help="folder or hub id of the model, or embedded (the embedded one)")
+    command.add_argument("--out", default=out, metavar="DIR", help="where results go (%(default)s)")
+    command.add_argument("--split", default="test", help="of the data (%(default)s)")
+    command.add_argument("--threads", type=int, default=0, help="of the processor; 0: all")
+    command.add_argument("--n", type=_count, default=n, help="trials (%(default)s)")
+    command.add_argument("--prompt-s", type=float, default=3.0, help="length of the prompts, about (%(default)s s)")
+    command.add_argument("--trials", metavar="FILE", help="a list of trials, in place of --n and --prompt-s")
+    command.add_argument("--seed", type=int, default=0, help="of trials and speech (%(default)s)")
+    command.add_argument("--listen", type=int, default=0, metavar="N", help="write the waves of so many trials (0)")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    _add_sampling(command)
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--temperature", type=float, help="of the sampling (the model's choice)")
+    command.add_argument("--nar-temperature", type=float, help="of codebooks 2 to 8 (the model's choice)")
+    command.add_argument("--guidance", type=float, help="by the text, 1 is off (the model's choice)")
+    command.add_argument("--voice-guidance", type=float, help="by the voice, for codebook 1 (the model's choice)")
+    command.add_argument("--nar-guidance", type=float, help="by the voice, for codebooks 2 to 8 (the model's choice)")
+    command.add_argument("--top-p", type=float, help="of the sampling (the model's choice)")
+    command.add_argument("--top-k", type=int, help="of the sampling (the model's choice)")
+    command.add_argument(
+        "--num-candidates", type=int, metavar="N", help="speak each so often and keep the best (the model's choice)"
+    )
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--manifest", required=True, metavar="FILE", help="manifest.jsonl of the recordings")
+    command.add_argument("--overwrite", action="store_true", help="measure anew what --out has already")
+
+
+def _add_judging(command: argparse.ArgumentParser) -> None:
+    _add_data(command)
     command.add_argument("--whisper", metavar="DIR", help="Whisper for the word error rate: a folder, a name, or none")
     command.add_argument(
         "--recogniser", metavar="KIND:DIR", help="in its place: whisper: or hubert: and a folder or a name, or none"
@@ -293,7 +447,6 @@ def _add_judging(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="for the speaker similarity: an ONNX file, wavlm: and a folder or name, or none",
     )
-    command.add_argument("--overwrite", action="store_true", help="measure anew what --out has already")
 
 
 def add_page_options(command: argparse.ArgumentParser) -> None:
@@ -314,6 +467,13 @@ def add_page_options(command: argparse.ArgumentParser) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
+
+
+def _decimals(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between them") from None
 
 
 def _count(text: str) -> int:

@@ -265,10 +265,10 @@ class _Meter:
             recording = trim_silence(torch.from_numpy(recording)[None], self.rate)[0].numpy()
         head = round(trial.prompt_s * self.rate) if trial.continual else 0
         prompt = recording[:head] if trial.continual else self._load(trial.prompt)  # [N']
-        round_trip = self._round_trip(recording)
-        voices = self.judges.voice(prompt, self.rate), self.judges.voice(self._round_trip(prompt), self.rate)
+        decoded = round_trip(self.codec, recording)
+        voices = self.judges.voice(prompt, self.rate), self.judges.voice(round_trip(self.codec, prompt), self.rate)
         scene = _Scene(trial, voices, max(len(recording) - head, 1), self._pitch(recording[head:]))
-        for name, wav in ((RECORDING, recording), (ROUND_TRIP, round_trip)):
+        for name, wav in ((RECORDING, recording), (ROUND_TRIP, decoded)):
             if name in own:
                 self.journal.add(_key(trial, name), self._judge(scene, wav, head))
         if wavs is not None:
@@ -293,7 +293,7 @@ class _Meter:
                 again = f"-{run + 1}" if speaker.runs > 1 else ""
                 spoken.save(wavs / f"{stem}-{3 + place}-{named}{again}.flac")
         if wavs is not None and to_write:  # the prompt last: it tells that all are there
-            for label, wav in (("2-round-trip", round_trip), ("1-recording", recording), ("0-prompt", prompt)):
+            for label, wav in (("2-round-trip", decoded), ("1-recording", recording), ("0-prompt", prompt)):
                 Audio(torch.from_numpy(wav)[None], self.rate).save(wavs / f"{stem}-{label}.flac")
 
     def _judge(self, scene: _Scene, wav: NDArray[np.float32], n_given: int) -> dict[str, Any]:
@@ -332,12 +332,13 @@ class _Meter:
     def _samples(self, audio: Audio) -> NDArray[np.float32]:
         return resample(audio.waveform.float().cpu(), audio.sample_rate, self.rate)[0].numpy()
 
-    @torch.inference_mode()
-    def _round_trip(self, wav: NDArray[np.float32]) -> NDArray[np.float32]:
-        """wav [N] -> [N], with all codebooks."""
-        device = next(self.codec.parameters()).device
-        decoded = self.codec.decode(self.codec.encode(torch.from_numpy(wav)[None, None].to(device)))  # [1, 1, N']
-        return decoded[0, 0, : len(wav)].float().cpu().numpy()
+
+@torch.inference_mode()
+def round_trip(codec: Codec, wav: NDArray[np.float32]) -> NDArray[np.float32]:
+    """wav [N] through the codec -> [N], with all codebooks."""
+    device = next(codec.parameters()).device
+    decoded = codec.decode(codec.encode(torch.from_numpy(wav)[None, None].to(device)))  # [1, 1, N']
+    return decoded[0, 0, : len(wav)].float().cpu().numpy()
 
 
 @dataclass(frozen=True)

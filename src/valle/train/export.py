@@ -72,7 +72,7 @@ def export(
     from valle.pretrained import ModelInfo, part_of, save_pretrained
     from valle.text import PhonemeInventory
 
-    trained = {"ar": _trained(ar_run, "ar"), "nar": _trained(nar_run, "nar")}
+    trained = {"ar": find_trained(ar_run, "ar"), "nar": find_trained(nar_run, "nar")}
     notes = {kind: t.notes for kind, t in trained.items()}
     codec = load_codec(part_of(codec_folder, "codec"))
     for kind, kept in notes.items():
@@ -128,7 +128,7 @@ def export(
     return out
 
 
-class _Trained(NamedTuple):
+class Trained(NamedTuple):
     """One of the two language models as it was trained."""
 
     folder: Path
@@ -139,7 +139,7 @@ class _Trained(NamedTuple):
     """The inventory that it reads."""
 
 
-def _trained(run: str | Path, kind: Kind) -> _Trained:
+def find_trained(run: str | Path, kind: Kind) -> Trained:
     """The best weights of a run, or what a model has."""
     from valle.pretrained import part_of, read_info
 
@@ -147,7 +147,7 @@ def _trained(run: str | Path, kind: Kind) -> _Trained:
     for folder in (run / "best", run):
         if (folder / "training.json").is_file():
             notes: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-            return _Trained(folder, notes, folder / PHONEMES_FILE)
+            return Trained(folder, notes, folder / PHONEMES_FILE)
     folder = part_of(run, kind)
     if folder == run:
         raise ValleError(
@@ -159,7 +159,7 @@ def _trained(run: str | Path, kind: Kind) -> _Trained:
         "inventory_version": info.inventory_version,
         "max_seconds": info.max_seconds,
     }
-    return _Trained(folder, known | info.training.get(kind, {}), folder.parent / PHONEMES_FILE)
+    return Trained(folder, known | info.training.get(kind, {}), folder.parent / PHONEMES_FILE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
