@@ -13,6 +13,7 @@ help:
 	@echo 'make test       the tests (a few minutes); make test-all adds the slow ones'
 	@echo 'make check      what the tests do not see: ruff, mypy --strict'
 	@echo 'make eval-codec, make eval-speech SPEAKER=...   how good it is (docs/evaluation.md); make bench   how fast'
+	@echo 'make train-kill   training killed at random, and whether its weights stay the same (docs/training.md)'
 	@echo 'make prepare-kill, make prepare-speed   preparing with many workers: killed at random, and how fast (docs/data.md)'
 
 # One stamp a set of packages: instant while pyproject.toml is unchanged.
@@ -79,6 +80,11 @@ $(VENV)/.installed-cluster: $(VENV)/.installed
 .PHONY: prepare-kill prepare-speed
 prepare-kill prepare-speed: prepare-%: $(VENV)/.installed-cluster
 	$(BIN)/python tests/long/prepare.py $* --corpus $(CORPUS) --codec $(CODEC) --workers $(WORKERS) $(ARGS)
+
+# Long checks of training (docs/training.md): killed at random 20 times, the weights at the end are the same.
+.PHONY: train-kill
+train-kill: $(VENV)/.installed-dev
+	$(BIN)/python tests/long/train.py $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/valle bench $(ARGS)
