@@ -1,6 +1,6 @@
 """Long check of `valle train`: killed again and again, a run ends with the same weights (`make train-kill`).
 
-A run of 300 steps is made undisturbed, and again in processes that are ended by ``kill -9`` at random moments, 20 times,
+A run of 300 steps is made undisturbed, and again in processes that are ended by ``kill -9`` at 20 random moments,
 while they compute, validate, or write. Weights, moments, averages and the log of losses must be equal bit for bit, and
 no torn file may be left. With ``--ranks 2`` both ranks of a run are ended; ``--parallel fsdp`` shares the model out.
 """

@@ -1,5 +1,6 @@
 """The transformer alone: masks, cache, norms, positions, the loss over tokens."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from valle.errors import ValleError
 from valle.model.transformer import (
@@ -182,3 +184,31 @@ def test_token_loss_by_hand():
 def test_fewer_tokens_than_ten():
     _, metrics = token_loss(torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.long))
     assert metrics["top10"].item() == 1
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+# What the compiler itself looks at on its way.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_blocks_compile_once_for_all_layers_and_lengths(adaptive, checkpointing):
+    compiler = CompileCounter()  # counts graphs, and runs them as they are
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(16, 3, 2, 32, dropout=0.0), adaptive=adaptive)
+    plain = copy.deepcopy(model)
+    model.compile_blocks(compiler)
+    model.checkpointing = checkpointing
+    condition = torch.randn(16) if adaptive else None
+    for n_rows, length in ((2, 5), (3, 9), (4, 17), (2, 30), (7, 8)):
+        x = torch.randn(n_rows, length, 16)
+        mask = torch.rand(n_rows, 1, 1, length) < 0.8 if adaptive else None
+        for one in (model, plain):
+            one.zero_grad()
+            one(x, mask=mask, causal=not adaptive, condition=condition).square().mean().backward()
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+    assert compiler.frame_count <= 2  # of the first layer, whose input needs no gradient, and of the others
+    model.eval()
+    with torch.no_grad():
+        model(torch.randn(1, 6, 16), mask=None, causal=not adaptive, condition=condition)
+    assert compiler.frame_count <= 2  # what speaks is not compiled

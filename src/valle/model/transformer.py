@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         self._compiled: Callable[..., Tensor] | None = None
         self._initialise(config.n_layers)
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the blocks for training: one program for all layers and all lengths.
 
         In evaluation all stays as it is: what speaks grows by one place at a time.
