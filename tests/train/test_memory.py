@@ -77,4 +77,5 @@ def test_weights_gradients_moments_and_average():
     assert memory == (4000, 4000, 8000, 4000, 50, 0)
     assert memory.total == 20050
     assert training_memory(1000, 50).total == 16050
-    assert training_memory(1000, 50, n_devices=2).total == 20000  # the gradients once more
+    shared_out = training_memory(1000, 50, has_average=True, n_shares=3, n_gathered=100)
+    assert shared_out.total == 5 * 4 * 334 + 50 + 400

@@ -9,6 +9,7 @@ import pytest
 from test_loop import config_file
 
 from valle import cli
+from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
 from valle.text import DEFAULT_INVENTORY
 from valle.train.config import load_train_config
@@ -147,3 +148,21 @@ def test_wrong_configurations(capsys, tmp_path):
         assert sentence in capsys.readouterr().err
     assert cli.main(["train", "plan", "missing.toml"]) == 2
     assert cli.main(["train", "plan"]) == 2
+
+
+def test_a_model_that_is_shared_out_takes_less_of_each_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_train_config(PAPER)
+    whole = plan("nar", config, DEVICES["h100"], n_devices=8)
+    run = dataclasses.replace(config.nar.run, parallel="fsdp")
+    shared_out = plan(
+        "nar", dataclasses.replace(config, nar=dataclasses.replace(config.nar, run=run)), DEVICES["h100"], n_devices=8
+    )
+    for name in ("weights", "gradients", "moments"):
+        assert shared_out.memory_gb[name] == pytest.approx(whole.memory_gb[name] / 8)
+    assert whole.memory_gb["gathered"] == 0 < shared_out.memory_gb["gathered"] < whole.memory_gb["weights"]
+    assert shared_out.memory_gb["total"] < whole.memory_gb["total"]
+    assert shared_out.exchanged_gb_per_step == pytest.approx(1.5 * whole.exchanged_gb_per_step)
+    assert shared_out.tokens_per_step == whole.tokens_per_step == 96_000  # 16 batches a step, two on each
+    with pytest.raises(ValleError, match="which 3 ranks cannot share evenly"):
+        plan("ar", config, DEVICES["h100"], n_devices=3)

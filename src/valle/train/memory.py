@@ -27,19 +27,29 @@ class Memory(NamedTuple):
     moments: int  # both of AdamW's
     average: int  # of the weights
     activations: int  # what is saved of a batch for its gradient
-    exchange: int  # a copy of the gradients, while several devices sum them
+    gathered: int  # weights of other devices while they are needed, where the model is shared out
 
     @property
     def total(self) -> int:
-        """The most at a time: the activations are gone when the gradients are exchanged."""
-        return self.weights + self.gradients + self.moments + self.average + max(self.activations, self.exchange)
+        """The most at a time."""
+        return sum(self)
 
 
-def training_memory(n_parameters: int, activations: int, *, has_average: bool = False, n_devices: int = 1) -> Memory:
-    """Of a model with so many parameters, which every device has whole; ``activations`` in bytes, of one batch."""
-    weights = _FP32 * n_parameters
-    average, exchange = weights if has_average else 0, weights if n_devices > 1 else 0
-    return Memory(weights, weights, 2 * weights, average, activations, exchange)
+def training_memory(
+    n_parameters: int, activations: int, *, has_average: bool = False, n_shares: int = 1, n_gathered: int = 0
+) -> Memory:
+    """Of a model with so many parameters.
+
+    Args:
+        n_parameters: of the whole model.
+        activations: in bytes, of one batch.
+        has_average: whether there is a moving average.
+        n_shares: devices that the model is shared out over (FSDP); 1: each has it whole, and exchanges gradients where
+            they lie.
+        n_gathered: most parameters that a device has of others at a time.
+    """
+    own = _FP32 * -(-n_parameters // n_shares)
+    return Memory(own, own, 2 * own, own if has_average else 0, activations, _FP32 * n_gathered)
 
 
 class _Kept(NamedTuple):

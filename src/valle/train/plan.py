@@ -24,6 +24,7 @@ from valle.model.ar import ARConfig
 from valle.model.nar import NARConfig
 from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
 from valle.train.devices import CPU, DEVICES, Device, Precision, find_device
+from valle.train.distributed import batches_per_rank
 from valle.train.flops import BatchShape, row_length, training_flops
 from valle.train.memory import Memory, activation_bytes, training_memory, weight_copy_bytes
 from valle.train.tasks import make_task, model_values
@@ -62,9 +63,10 @@ class Plan:
     tflops_per_step: float
     """Operations in 10¹², forward and backward."""
     exchanged_gb_per_step: float
-    """What each device sends of its gradients in 10⁹ bytes, by a ring; 0 for one device."""
+    """What each device sends in 10⁹ bytes, by a ring: of its gradients, with FSDP also of its weights, twice; 0 for one
+    device."""
     memory_gb: dict[str, float]
-    """Of each device in 10⁹ bytes: weights, gradients, moments, average, activations, exchange, total."""
+    """Of each device in 10⁹ bytes: weights, gradients, moments, average, activations, gathered, total."""
     memory_checkpointed_gb: dict[str, float]
     """The same with activation checkpointing."""
     steps: int
@@ -122,7 +124,12 @@ def plan(
     n_frames = _row_frames(task_config.batches, info.frame_rate)
     n_rows = math.ceil(task_config.batches.max_frames / n_frames)
     shape = _shape(model.config, n_rows, task_config.batches.max_frames // n_rows, info)
-    n_batches = n_devices * run.accumulate
+    n_batches = n_devices * batches_per_rank(run.batches_per_step, run.accumulate, n_devices)
+    is_shared_out = run.parallel == "fsdp" and n_devices > 1
+    n_block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
+    # What is in no block stays between forward and backward pass; one block is computed, and the next is on its way.
+    n_absent = max(0, model.config.transformer.n_layers - 2) * n_block
+    n_gathered = n_parameters - n_absent if is_shared_out else 0
     flops = n_batches * training_flops(model.config, shape)
     step_s = flops / (n_devices * mfu * device.peak_tflops(precision) * 1e12)
     steps = run.max_steps
@@ -133,7 +140,10 @@ def plan(
     def memory(checkpointing: bool) -> dict[str, float]:
         kept = activation_bytes(model.config, shape, precision, checkpointing=checkpointing, on_cpu=on_cpu)
         kept += weight_copy_bytes(n_parameters - n_embedding, precision)
-        return _gigabytes(training_memory(n_parameters, kept, has_average=run.ema_decay > 0, n_devices=n_devices))
+        n_shares, has_average = n_devices if is_shared_out else 1, run.ema_decay > 0
+        return _gigabytes(
+            training_memory(n_parameters, kept, has_average=has_average, n_shares=n_shares, n_gathered=n_gathered)
+        )
 
     tokens = n_batches * task_config.batches.max_frames
     data_hours = data_hours or info.hours(config.train_split) or None
@@ -146,7 +156,7 @@ def plan(
         tokens_per_step=tokens,
         positions_per_step=n_batches * shape.n_rows * row_length(model.config, shape),
         tflops_per_step=flops / 1e12,
-        exchanged_gb_per_step=2 * (n_devices - 1) / n_devices * 4 * n_parameters / 1e9,
+        exchanged_gb_per_step=(3 if is_shared_out else 2) * (n_devices - 1) / n_devices * 4 * n_parameters / 1e9,
         memory_gb=memory(False),
         memory_checkpointed_gb=memory(True),
         steps=steps,
@@ -171,7 +181,7 @@ def table(plans: Sequence[Plan]) -> str:
         ("  seconds", [f"{p.step_seconds:.3f}" for p in plans]),
         ("memory of a device, GB", ["" for _ in plans]),
     ]
-    for name in ("weights", "gradients", "moments", "average", "activations", "exchange", "total"):
+    for name in ("weights", "gradients", "moments", "average", "activations", "gathered", "total"):
         if any(p.memory_gb[name] for p in plans):
             rows.append((f"  {name}", [f"{p.memory_gb[name]:.2f}" for p in plans]))
     rows += [
@@ -239,7 +249,8 @@ def _assumptions(config: TrainConfig, device: Device, precision: Precision, mfu:
         "- that share is for large models: the embedded model's came to 2% each, on an H100 that three runs shared",
         f"- full batches without padding, rows as long as is allowed, {PHONEMES_PER_SECOND:g} phonemes a second",
         "- memory without the driver, what kernels need as they run, and gaps: 1 to 3 GB on a GPU",
-        "- no time for validation and checkpoints, nor for exchanging gradients, the longest part on a slow network",
+        "- no time for validation, nor for exchanging gradients: most of it passes beside the backward pass, if the",
+        "  network is fast enough",
         f"- {f'inventory and hours of {config.pack}' if _has_pack(config) else prepared}",
     ]
     if device.power_w is not None:
