@@ -86,7 +86,8 @@ def measure_peak(device: torch.device, precision: Precision) -> float:
     """The best rate of large square products on ``device``, in operations a second; takes less than a second.
 
     What is measured is what torch reaches here, with the threads, clocks and TF32 setting of the run: less than the
-    data sheet promises, and the most that a training can come to; on a processor in its own time. The random state of the process stays as it is.
+    data sheet promises, and the most that a training can come to. On a processor it is measured in the process's own
+    time. The random state of the process stays as it is.
     """
     n = GPU_SIZE if device.type == "cuda" else CPU_SIZE
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
