@@ -1,0 +1,51 @@
+"""Learning curves from logs: the right numbers in the table, a picture that says what it shows."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from valle.errors import ValleError
+from valle.train.curve import main, picture, read_curve, table
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "small" / "ar"
+    folder.mkdir(parents=True)
+    lines = [{"step": s, "train/loss": 7 - s / 100, "train/top10": s / 1000} for s in range(10, 301, 10)]
+    lines += [{"step": s, "dev/loss": 7 - s / 120, "dev/top10": s / 1100} for s in (100, 200, 300)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 310, "tra')
+    return folder
+
+
+def test_the_table_has_the_numbers_of_the_log(run):
+    lines = table(read_curve(run)).splitlines()
+    assert lines[0].startswith("| small/ar, step |")
+    assert lines[2:] == [
+        "| 100 | 6.00 | 10.0% | 6.17 | 9.1% |",
+        "| 200 | 5.00 | 20.0% | 5.33 | 18.2% |",
+        "| 300 | 4.00 | 30.0% | 4.50 | 27.3% |",
+    ]
+    assert len(table(read_curve(run), n_rows=2).splitlines()) == 4
+
+
+def test_the_picture_is_an_svg_with_a_line_and_dots_for_each_run(run, tmp_path, capsys):
+    root = ET.fromstring(picture([read_curve(run)] * 2))
+    space = "{http://www.w3.org/2000/svg}"
+    assert "dev loss 6.17 at step 100, 4.50 at step 300" in root.find(f"{space}title").text
+    lines = root.findall(f".//{space}polyline")
+    assert len(lines) == 2 * 2 * 2  # runs, metrics, training and dev
+    falling = [float(p.split(",")[1]) for p in lines[0].get("points").split()]
+    assert falling == sorted(falling)  # a loss that falls is drawn from above to below
+    assert main([str(run), "--out", str(tmp_path / "c.svg")]) == 0
+    assert (tmp_path / "c.svg").read_text().startswith("<svg")
+    assert "| 300 |" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_log_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(ValleError, match=r"has no log\.jsonl; give the folder of a run"):
+        read_curve(tmp_path)
+    (tmp_path / "log.jsonl").write_text("")
+    assert main([str(tmp_path)]) == 2
+    assert "tells no step yet" in capsys.readouterr().err
