@@ -65,7 +65,7 @@ def _transformer(values):
     return {"transformer": from_dict(TransformerConfig, values["transformer"])}
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "default", "v1", "v2", "v3", "my-voice", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "small", "normal", "default", "v1", "v2", "v3", "my-voice", "paper"])
 def test_every_configuration_has_a_plan(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_train_config(CONFIGS / f"{name}.toml")
