@@ -8,6 +8,7 @@ no torn file may be left. With ``--ranks 2`` both ranks of a run are ended; ``--
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -114,13 +115,26 @@ def kill_often(args: argparse.Namespace, config: Path, run: Path, rng: random.Ra
         while process.poll() is None and last_step(run) < goal:
             time.sleep(rng.uniform(0.001, 0.03))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in [process.pid, *descendants(process.pid)]:  # torchrun's ranks are in groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
             steps_at.append(last_step(run))
         elif last_step(run) >= args.steps:
             raise SystemExit(f"the run ended after {len(steps_at)} of {args.kills} kills; give more --steps")
         else:
             raise SystemExit(f"the run failed at step {last_step(run)}")
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found += [int(folder.name), *descendants(int(folder.name))]
+    return found
 
 
 def last_step(run: Path) -> int:
