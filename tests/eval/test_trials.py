@@ -10,7 +10,7 @@ import pytest
 
 from valle.data.corpus import Utterance
 from valle.errors import ValleError
-from valle.eval.trials import Trial, draw_trials, load_trials, save_trials, spread
+from valle.eval.trials import Trial, draw_continual, draw_trials, load_trials, save_trials, spread
 
 FOLDER = Path("corpus")
 
@@ -108,3 +108,14 @@ def test_spread_is_even_over_speakers() -> None:
     # Over each speaker's own too: not only the first ones.
     assert [u.id for u in chosen if u.speaker == "b"] == ["b-0", "b-10"]
     assert spread(CORPUS, None) == spread(CORPUS, 1000) == CORPUS
+
+
+def test_recordings_outside_of_the_manifests_folder_are_named_whole(tmp_path: Path) -> None:
+    elsewhere = [replace(u, path=(tmp_path / "other" / u.path.name)) for u in CORPUS]
+    folder = tmp_path / "lists"
+    for trial in [
+        *draw_trials(elsewhere, 4, folder=folder, seed=1),
+        *draw_continual(elsewhere, 4, folder=folder, seed=1),
+    ]:
+        assert folder / trial.target in {u.path for u in elsewhere}
+        assert folder / trial.prompt in {u.path for u in elsewhere}

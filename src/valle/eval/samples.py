@@ -83,7 +83,7 @@ def write_samples(folder: Path, manifest: Path, out: Path, n: int, command: str)
     """
     from valle.data.corpus import read_manifest
     from valle.eval.synthesis import speech_records
-    from valle.eval.trials import load_trials
+    from valle.eval.trials import load_trials, seen_from
 
     results = read_results(folder)
     if results["kind"] != "speech":
@@ -92,7 +92,7 @@ def write_samples(folder: Path, manifest: Path, out: Path, n: int, command: str)
     records = speech_records(results, trials, read_records(folder / "utterances.jsonl"))
     heard = {one.id: one for one in listen_to_speech(folder, trials, records)}
     root = manifest if manifest.is_dir() else manifest.parent
-    prompts = {u.path.relative_to(root).as_posix(): u for u in read_manifest(manifest)}
+    prompts = {seen_from(root, u.path): u for u in read_manifest(manifest)}
     chosen, refused = choose(trials, prompts, n)
     if not chosen:
         raise ValleError(f"no prompt of {folder} has a licence that lets it be passed on ({', '.join(FREE_LICENCES)})")

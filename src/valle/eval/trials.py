@@ -116,15 +116,20 @@ def draw_trials(
                 speaker=target.speaker,
                 dataset=target.dataset,
                 text=target.text,
-                target=target.path.relative_to(folder).as_posix(),
+                target=seen_from(folder, target.path),
                 target_s=target.seconds,
-                prompt=prompt.path.relative_to(folder).as_posix(),
+                prompt=seen_from(folder, prompt.path),
                 prompt_text=prompt.text,
                 prompt_s=prompt.seconds,
                 seed=rng.randrange(2**31),
             )
         )
     return trials
+
+
+def seen_from(folder: Path, path: Path) -> str:
+    """A recording's path relative to the manifest's folder; whole where a manifest names files elsewhere."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.resolve().as_posix()
 
 
 def draw_continual(
@@ -152,7 +157,7 @@ def draw_continual(
         )
     trials = []
     for target, _ in _in_turns([(u, []) for u in long], rng)[:n]:
-        path = target.path.relative_to(folder).as_posix()
+        path = seen_from(folder, target.path)
         trials.append(
             Trial(
                 id=f"{target.id}_continued",
