@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from valle.errors import ValleError
+from valle.train import checkpoint
 from valle.train.checkpoint import (
+    CheckpointWriter,
     checkpoints,
     latest_checkpoint,
     load_checkpoint,
@@ -18,6 +20,7 @@ from valle.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
+from valle.train.distributed import Ranks
 
 
 class Tied(nn.Module):
@@ -154,3 +157,40 @@ def test_rng_round_trip():
     assert draw() != first
     restore_rng(saved, sampler=generator)
     assert draw() == first
+
+
+def test_a_checkpoint_in_the_background_is_a_copy_and_tells_what_went_wrong(tmp_path, monkeypatch, caplog):
+    writer = CheckpointWriter(tmp_path, Ranks(), keep=1)
+    weight = torch.ones(3)
+    writer.save({"model": {"w": weight}}, {"step": 1})
+    weight.zero_()  # training goes on
+    writer.wait()
+    assert load_checkpoint(tmp_path).tensors["model"]["w"].tolist() == [1, 1, 1]
+
+    original = checkpoint._write
+    full = [True]
+
+    def write(path, data):
+        if full[0] and path.suffix == ".safetensors":
+            raise OSError("No space left on device")
+        original(path, data)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    writer.save({"model": {"w": weight}}, {"step": 2})
+    with pytest.raises(ValleError, match=r"could not be written \(No space left on device\)"):
+        writer.wait()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]  # whole, and nothing torn takes the room
+
+    writer.save({"model": {"w": weight}}, {"step": 3})
+    writer._thread.join()
+    full[0] = False
+    writer.save({"model": {"w": weight + 4}}, {"step": 4})  # there is room again: nothing of it is lost
+    assert "could not be written" in caplog.text
+    assert load_checkpoint(tmp_path).step == 4
+
+
+def test_what_was_replaced_comes_back_where_its_successor_did_not_arrive(tmp_path):
+    save_checkpoint(tmp_path, tensors={"model": {"w": torch.ones(1)}}, state={"step": 5}, keep=1)
+    (tmp_path / "step-00000005").rename(tmp_path / ".step-00000005.old.tmp")  # killed between two renames
+    save_checkpoint(tmp_path, tensors={"model": {"w": torch.ones(1)}}, state={"step": 6}, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]

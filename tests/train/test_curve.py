@@ -15,6 +15,7 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     lines = [{"step": s, "train/loss": 7 - s / 100, "train/top10": s / 1000} for s in range(10, 301, 10)]
     lines += [{"step": s, "dev/loss": 7 - s / 120, "dev/top10": s / 1100} for s in (100, 200, 300)]
+    lines.append({"step": 305, "train/loss": None, "train/top10": None})  # a loss that was not finite
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 310, "tra')
     return folder
 

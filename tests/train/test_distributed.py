@@ -188,3 +188,54 @@ def test_rows_are_dealt_out_as_torch_chunks_them(n, size):
     dealt = [torch.arange(n)[rows_of(n, rank, size)] for rank in range(size)]
     assert [len(rows) for rows in dealt] == chunks + [0] * (size - len(chunks))
     assert torch.equal(torch.cat(dealt), torch.arange(n))
+
+
+def test_codebooks_that_ranks_draw_are_those_of_the_main_rank(tmp_path, make_pack):
+    """What one rank loads before it draws, another loads afterwards."""
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    script = tmp_path / "draws.py"
+    script.write_text(DRAWS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    there = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    config = config_of(tmp_path, pack, "two", parallel="fsdp")
+    ranks = [
+        subprocess.Popen([sys.executable, str(script), config], env={**there, "RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+
+
+# Ranks whose weights differ before the model is shared out.
+DRAWS = """
+import pathlib, sys
+import torch
+from valle.train import loop
+original = loop.make_task
+
+def make_task(*args):
+    task = original(*args)
+    torch.manual_seed(torch.distributed.get_rank() + 1)
+    for p in task.model.parameters():
+        p.data = torch.rand_like(p) + torch.distributed.get_rank()
+    return task
+
+loop.make_task = make_task
+trainer = loop.Trainer("ar", loop.load_train_config(sys.argv[1]), pathlib.Path(sys.argv[1]).parent / "ar")
+state = loop.whole_state(trainer.model)
+trainer.ranks.leave()
+assert all(float(v.max()) <= 1 for k, v in state.items() if v.is_floating_point() and "weight" in k), "mixed"
+"""
+
+
+def test_a_run_of_another_job_is_not_gone_on_with_unasked(tmp_path, make_pack, monkeypatch):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    config = config_of(tmp_path, pack, "run", max_steps=2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    train("ar", config, out=tmp_path / "run")
+    train("ar", config, out=tmp_path / "run")  # as torchrun starts it again: there is nothing left to do
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ValleError, match="already holds a run"):
+        train("ar", config, out=tmp_path / "run")

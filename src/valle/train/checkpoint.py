@@ -13,6 +13,7 @@ order of the ranks. Reading puts them together, whatever the number of ranks tha
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import random
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from valle.errors import ValleError
 from valle.train.distributed import Ranks, is_shared, own
 
 Tensors = dict[str, Tensor]
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d+)")
 _STATE = "state.json"
@@ -94,10 +98,19 @@ class CheckpointWriter:
         Raises:
             ValleError: the checkpoint before could not be written.
         """
-        self.wait()
+        failed = self._join()
+        if failed is not None:
+            logger.warning("the checkpoint before could not be written (%s); this one is waited for", failed)
         is_shared_out = any(is_shared(t) for named in tensors.values() for t in named.values())
         if not (is_shared_out or self.ranks.is_main):
             return
+        self._begin_to_save(tensors, state, is_shared_out)
+        if failed is not None:
+            self.wait()
+
+    def _begin_to_save(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], is_shared_out: bool
+    ) -> None:
         copies: dict[str, Tensors] = {}
         aliases: dict[str, dict[str, str]] = {}
         for group, named in tensors.items():
@@ -108,12 +121,12 @@ class CheckpointWriter:
         if self.ranks.is_main:
             _begin(self.folder, int(state["step"]))
         if not is_shared_out:
-            self._start(lambda: self._write_all(temporary, copies, body))
+            self._start(temporary, lambda: self._write_all(temporary, copies, body))
             return
         self.ranks.wait()  # until there is a folder
         shapes = {g: {k: list(t.shape) for k, t in named.items() if is_shared(t)} for g, named in tensors.items()}
         body |= {"pieces": self.ranks.size, "shapes": shapes}
-        self._start(lambda: self._write_piece(temporary, copies, body))
+        self._start(temporary, lambda: self._write_piece(temporary, copies, body))
 
     def wait(self) -> None:
         """Until everything is on the disk.
@@ -121,22 +134,32 @@ class CheckpointWriter:
         Raises:
             ValleError: it could not be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
+        error = self._join()
+        if error is not None:
             raise ValleError(
                 f"the checkpoint in {self.folder} could not be written ({error}); the ones before it are whole: make "
                 "room, and go on with --resume"
             ) from error
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def _join(self) -> Exception | None:
+        """Wait for the thread; what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        return error
+
+    def _start(self, temporary: Path, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
                 work()
-            except Exception as error:  # told by the next wait
+            except Exception as error:  # told by the next wait or save
                 self._error = error
+                if self.ranks.is_main:
+                    shutil.rmtree(temporary, ignore_errors=True)  # it takes the room that may be missing
+                else:
+                    with suppress(OSError):
+                        (temporary / f"{self.ranks.rank}.failed").touch()
 
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
@@ -160,6 +183,8 @@ class CheckpointWriter:
         marks = [temporary / f"{r}.written" for r in range(size)]
         since = time.monotonic()
         while missing := [mark.stem for mark in marks if not mark.exists()]:
+            if failed := [mark.stem for mark in marks if mark.with_suffix(".failed").exists()]:
+                raise ValleError(f"rank {failed[0]} could not write its part")
             if time.monotonic() - since > _PATIENCE_S:
                 raise ValleError(f"rank {missing[0]} has not written its part for {_PATIENCE_S / 60:.0f} minutes")
             time.sleep(0.02)
@@ -179,6 +204,10 @@ def _piece_name(group: str, rank: int, size: int) -> str:
 def _begin(folder: Path, step: int) -> Path:
     """An empty folder to write a checkpoint into."""
     folder.mkdir(parents=True, exist_ok=True)
+    for replaced in folder.glob(".step-*.old.tmp"):  # of a run that was killed between the two renames of _finish
+        final = folder / replaced.name[1 : -len(".old.tmp")]
+        if not final.exists():
+            replaced.rename(final)
     for stale in folder.glob(".*.tmp"):  # left by a run that was killed while writing
         shutil.rmtree(stale, ignore_errors=True)
     temporary = folder / _temporary_name(step)
@@ -196,12 +225,14 @@ def _finish(temporary: Path, body: dict[str, Any], keep: int) -> Path:
         replaced = folder / f".{final.name}.old.tmp"
         final.rename(replaced)
         temporary.rename(final)
-        shutil.rmtree(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)
     else:
         temporary.rename(final)
     _sync_folder(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        gone = old.with_name(f".{old.name}.gone.tmp")  # half a folder must not look like a checkpoint
+        old.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     return final
 
 

@@ -49,7 +49,7 @@ def read_curve(run: str | Path) -> Curve:
         except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
             continue
         for name, by_step in values.items():
-            if name in event:
+            if event.get(name) is not None:  # a loss that was not finite is null
                 by_step[int(event["step"])] = float(event[name])
     if not any(values.values()):
         raise ValleError(f"{path} tells no step yet; wait until the run has logged one")

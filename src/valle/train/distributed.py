@@ -9,6 +9,7 @@ tokens, so that ranks that read unequal batches are as one that reads all of the
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -50,6 +51,10 @@ class Ranks:
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(summed)
         return [float(v) for v in summed]
+
+    def of_main(self, value: float) -> float:
+        """The main rank's value, on all ranks."""
+        return self.total([float(value) if self.is_main else 0.0])[0]
 
     def wait(self) -> None:
         """Wait until all ranks have come here.
@@ -104,6 +109,17 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def is_one_of_several() -> bool:
+    """Whether there are other ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def torchrun_job() -> str:
+    """The name of the job that ``torchrun`` runs, the same after a restart; empty without ``torchrun``."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()}/{os.getppid()}" if name == "none" else name
+
+
 def batches_per_rank(per_step: int, accumulate: int, n_ranks: int) -> int:
     """Batches that each rank reads in a step: ``accumulate``, or its share of ``per_step`` where that is above 0.
 
@@ -147,6 +163,8 @@ class Learner:
 
         # What the models return may be a view; nobody writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        for parameter in self.model.parameters():  # as DDP does: what ranks have drawn may differ
+            torch.distributed.broadcast(parameter.detach(), 0)
         mesh = init_device_mesh(self.ranks.device.type, (self.ranks.size,))
         for block in self.model.transformer.blocks:
             fully_shard(block, mesh=mesh)
@@ -156,15 +174,14 @@ class Learner:
                 register_fsdp_forward_method(self.model, name)
 
     def backward(self, batch: Any, share: float, autocast: AbstractContextManager[Any], *, is_last: bool) -> Metrics:
-        """Add to the gradient that of a batch's loss, times ``share``; summed over ranks at the ``is_last`` of a step.
+        """Add to the gradient that of a batch's loss, times ``share``; all ranks' after ``is_last``.
 
         Returns:
             The metrics of this rank's batch.
         """
         # Both ways average over ranks; a sum is wanted.
         scale = share * self.ranks.size
-        if self.is_sharded:
-            self.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+        # NOTE with FSDP after each batch: until then every rank would hold the gradient of the whole model.
         with self._ddp.no_sync() if self._ddp is not None and not is_last else nullcontext():
             with autocast:
                 loss, metrics = (self._ddp or self._loss)(batch)
@@ -254,7 +271,19 @@ def load_whole(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         own(tensor).copy_(own(placed_like(tensors[name], tensor)))
 
 
-def whole_state(model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The state of a model in whole tensors, ``weights`` in place of its own where given. All ranks must ask for it."""
-    state = model.state_dict() | (weights or {})
-    return {name: whole(tensor.detach()) for name, tensor in state.items()}
+def whole_state(
+    model: nn.Module, weights: dict[str, Tensor] | None = None, *, is_kept: bool = True
+) -> dict[str, Tensor]:
+    """The state of a model in whole tensors on the CPU. All ranks must ask for it.
+
+    Args:
+        model: of which ranks may hold parts.
+        weights: in place of its own, where given.
+        is_kept: False for a rank that only gives its parts; it gets nothing.
+    """
+    state = {}
+    for name, tensor in (model.state_dict() | (weights or {})).items():
+        gathered = whole(tensor.detach())  # one at a time: no device needs room for all of them
+        if is_kept:
+            state[name] = gathered.cpu()
+    return state

@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import random
 import shutil
 import sys
@@ -51,10 +52,11 @@ from valle.train.devices import measure_peak
 from valle.train.distributed import (
     Learner,
     batches_per_rank,
-    is_restart,
+    is_one_of_several,
     join_ranks,
     load_whole,
     placed_like,
+    torchrun_job,
     whole_state,
 )
 from valle.train.ema import MovingAverage
@@ -108,13 +110,11 @@ def train(
     task = replace(task, lora=task.lora if lora is None else replace(task.lora, rank=lora))
     config = replace(config, ar=task) if kind == "ar" else replace(config, nar=task)
     trainer = Trainer(kind, config, Path(out or config.out) / kind)
-    try:
-        # What torchrun starts again after a failure goes on, without having been told so.
-        trainer.start(resume or (is_restart() and latest_checkpoint(trainer.out / "checkpoints") is not None))
-        trainer.run()
-        trainer.ranks.wait()
-    finally:
-        trainer.ranks.leave()
+    # What torchrun starts again after a failure goes on, without having been told so. The main rank decides for all.
+    trainer.start(bool(trainer.ranks.of_main(resume or trainer.is_of_this_job())))
+    trainer.run()
+    trainer.ranks.wait()
+    trainer.ranks.leave()  # NOTE not after an error: others may wait for this rank, and leaving waits for them
     return trainer.out
 
 
@@ -161,13 +161,14 @@ class Trainer:
             self._begin_with(self.task_config.init)
         if isinstance(self.task.model, NAR) and self.task.model.config.codebook_dim:
             self.task.model.set_codebooks(self._codebooks())  # those of the pack's codec, also after init
+        if self.task_config.lora.rank:
+            add_lora(self.model, self.task_config.lora)
+        # NOTE after all that is drawn: what judges and partners draw changes nothing then.
         self.spoken: SpokenEvaluation | None = None
         if config.spoken.every and self.ranks.is_main:
             self.spoken = SpokenEvaluation(
                 config, self.task, self.pack, self.dev, self.codec, self.device, self.out.parent
             )
-        if self.task_config.lora.rank:
-            add_lora(self.model, self.task_config.lora)
         self.task.model.transformer.checkpointing = self.run_config.activation_checkpointing
         if self.run_config.compile:
             self.task.model.transformer.compile_blocks()
@@ -210,8 +211,21 @@ class Trainer:
             )
         if self.ranks.is_main:
             self.out.mkdir(parents=True, exist_ok=True)
-            body = {"identity": identity, "config": to_dict(self.config)}
-            path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+            body = {"identity": identity, "config": to_dict(self.config), "job": torchrun_job()}
+            write_atomic(path, (json.dumps(body, indent=1) + "\n").encode())
+        steps = self.ranks.total([float(self.step * (rank == self.ranks.rank)) for rank in range(self.ranks.size)])
+        if len(set(steps)) > 1:
+            raise ValleError(
+                f"ranks would go on from different steps, {', '.join(f'{step:.0f}' for step in steps)}; all need to "
+                f"see the same folder {self.out}"
+            )
+
+    def is_of_this_job(self) -> bool:
+        """Whether the run in the folder was begun, or last gone on with, by the torchrun that started this process."""
+        job, path = torchrun_job(), self.out / "config.json"
+        if not job or not path.is_file() or latest_checkpoint(self.out / "checkpoints") is None:
+            return False
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("job") == job)
 
     def save(self) -> None:
         """Begin to write a checkpoint; training may go on meanwhile."""
@@ -269,7 +283,7 @@ class Trainer:
         minutes_before, saved_step, validated_step = self.minutes, self.step, -1
         with self._tracker() as tracker, stop_signals() as stop:
             self._greet(tracker)
-            started = last_save = time.monotonic()
+            started, saved_minutes = time.monotonic(), self.minutes
             self.throughput.restart()
             while True:
                 sitting = (time.monotonic() - started) / 60
@@ -290,16 +304,18 @@ class Trainer:
                 if self.step % run.eval_every == 0:
                     self.validate(tracker)
                     validated_step = self.step
-                if self.step % run.checkpoint_every == 0 or time.monotonic() - last_save > run.checkpoint_minutes * 60:
+                # By the main rank's clock, which all ranks know: to save is an act of all of them.
+                if self.step % run.checkpoint_every == 0 or self.minutes - saved_minutes > run.checkpoint_minutes:
                     self.save()
-                    saved_step, last_save = self.step, time.monotonic()
+                    saved_step, saved_minutes = self.step, self.minutes
                 self._hear(tracker)
             if is_done and validated_step != self.step:
                 self.validate(tracker)
                 saved_step = -1  # the best loss may have changed
             if saved_step != self.step:
                 self.save()
-            self._hear(tracker, is_done=is_done)
+            if is_done:
+                self._hear(tracker, is_done=True)
             self.writer.wait()
             if tracker is not None:
                 ended = "finished" if is_done else "stopped; continue with --resume"
@@ -415,15 +431,17 @@ class Trainer:
             with self.average.in_place() if self.average is not None else nullcontext():
                 yield self.task if self.ranks.is_main else None
             return
-        state = whole_state(self.model, None if self.average is None else self.average.weights)
+        average = None if self.average is None else self.average.weights
+        state = whole_state(self.model, average, is_kept=self.ranks.is_main)
         if not self.ranks.is_main:
             yield None
             return
         task: Task[Any] = make_task(self.kind, model_values(self.kind, self.task_config), self.pack.info)
-        task.model.to(self.device)
         if self.task_config.lora.rank:
             add_lora(task.model, self.task_config.lora)
         task.model.load_state_dict(state)
+        del state
+        task.model.to(self.device)
         yield task
 
     def _hear(self, tracker: Tracker | None, *, is_done: bool = False) -> None:
@@ -604,8 +622,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(args.kind, args.config, resume=args.resume, out=args.out, init=args.init, lora=args.lora)
     except ValleError as error:
         logger.error("error: %s", error)
-        return 2
+        return _leave(2)
+    except Exception:
+        if not is_one_of_several():
+            raise
+        logger.exception("this rank ends")
+        return _leave(1)
     return 0
+
+
+def _leave(code: int) -> int:
+    """End at once as one of several ranks: what is done at exit may wait for the others, and torchrun for this one."""
+    if is_one_of_several():
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

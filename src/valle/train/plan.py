@@ -63,8 +63,8 @@ class Plan:
     tflops_per_step: float
     """Operations in 10¹², forward and backward."""
     exchanged_gb_per_step: float
-    """What each device sends in 10⁹ bytes, by a ring: of its gradients, with FSDP also of its weights, twice; 0 for one
-    device."""
+    """What each device sends in 10⁹ bytes, by a ring: of its gradients; with FSDP those of each batch, and twice its
+    weights; 0 for one device."""
     memory_gb: dict[str, float]
     """Of each device in 10⁹ bytes: weights, gradients, moments, average, activations, gathered, total."""
     memory_checkpointed_gb: dict[str, float]
@@ -124,8 +124,11 @@ def plan(
     n_frames = _row_frames(task_config.batches, info.frame_rate)
     n_rows = math.ceil(task_config.batches.max_frames / n_frames)
     shape = _shape(model.config, n_rows, task_config.batches.max_frames // n_rows, info)
-    n_batches = n_devices * batches_per_rank(run.batches_per_step, run.accumulate, n_devices)
+    n_own_batches = batches_per_rank(run.batches_per_step, run.accumulate, n_devices)
+    n_batches = n_devices * n_own_batches
     is_shared_out = run.parallel == "fsdp" and n_devices > 1
+    # Of each batch weights twice and gradients, each once round; or the gradients of a step alone, twice round.
+    n_exchanges = 3 * n_own_batches if is_shared_out else 2
     n_block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
     # What is in no block stays between forward and backward pass; one block is computed, and the next is on its way.
     n_absent = max(0, model.config.transformer.n_layers - 2) * n_block
@@ -156,7 +159,7 @@ def plan(
         tokens_per_step=tokens,
         positions_per_step=n_batches * shape.n_rows * row_length(model.config, shape),
         tflops_per_step=flops / 1e12,
-        exchanged_gb_per_step=(3 if is_shared_out else 2) * (n_devices - 1) / n_devices * 4 * n_parameters / 1e9,
+        exchanged_gb_per_step=n_exchanges * (n_devices - 1) / n_devices * 4 * n_parameters / 1e9,
         memory_gb=memory(False),
         memory_checkpointed_gb=memory(True),
         steps=steps,
@@ -265,7 +268,8 @@ def _warnings(config: TrainConfig, device: Device, plans: Sequence[Plan]) -> lis
         run = getattr(config, p.kind).run
         needed = (p.memory_checkpointed_gb if run.activation_checkpointing else p.memory_gb)["total"]
         if device.memory_gb is not None and needed > device.memory_gb:
-            cure = "lower batches.max_frames and raise run.accumulate as much"
+            more = "batches_per_step" if run.batches_per_step else "accumulate"
+            cure = f"lower batches.max_frames and raise run.{more} as much"
             if not run.activation_checkpointing:
                 cure += ", or set run.activation_checkpointing"
             lines.append(
