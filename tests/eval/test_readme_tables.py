@@ -49,12 +49,12 @@ def test_the_readme_has_its_tables_and_they_are_about_the_embedded_model() -> No
 def test_a_figure_that_drifts_is_found_and_mended(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = (desk / "README.md").read_text(encoding="utf-8")
     assert cli.main(["eval", "readme", "--check"]) == 0
-    (desk / "README.md").write_text(good.replace("| **10.4 [", "| **9.4 [", 1), encoding="utf-8")
+    (desk / "README.md").write_text(good.replace("| **10.5 [", "| **9.5 [", 1), encoding="utf-8")
     assert (desk / "README.md").read_text(encoding="utf-8") != good
     assert cli.main(["eval", "readme", "--check"]) == 1
     told = capsys.readouterr().out
-    assert "-| **valle-v4.1** | **9.4 [" in told
-    assert "+| **valle-v4.1** | **10.4 [" in told
+    assert "-| **valle-v4.1** | **9.5 [" in told
+    assert "+| **valle-v4.1** | **10.5 [" in told
     assert "valle eval readme --write" in told
     assert cli.main(["eval", "readme", "--write"]) == 0
     assert (desk / "README.md").read_text(encoding="utf-8") == good
