@@ -6,7 +6,7 @@ both made for every batch. Dropout is where ``nn.TransformerEncoderLayer`` has i
 otherwise. AdamW is as torch chooses it, gradients are clipped.
 
 It has as many parameters as ours and must learn as well (tests/test_bench_train.py). Nothing is slower on purpose: it
-foretells at codes alone, its batches are read as ours are, and nothing of it waits for the device without need.
+foretells at codes alone, its batches are read as ours are. On a GPU its masks are looked at, which waits for the device once a pass.
 """
 
 from __future__ import annotations
