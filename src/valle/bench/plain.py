@@ -6,7 +6,8 @@ both made for every batch. Dropout is where ``nn.TransformerEncoderLayer`` has i
 otherwise. AdamW is as torch chooses it, gradients are clipped.
 
 It has as many parameters as ours and must learn as well (tests/test_bench_train.py). Nothing is slower on purpose: it
-foretells at codes alone, its batches are read as ours are. On a GPU its masks are looked at, which waits for the device once a pass.
+foretells at codes alone, and its batches are read as ours are. On a GPU torch looks at its masks, which waits for the
+device once a pass.
 """
 
 from __future__ import annotations
