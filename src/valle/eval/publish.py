@@ -36,8 +36,22 @@ def publish(folder: Path, name: str, to: Path = FOLDER) -> tuple[Path, Path]:
     figures, text = to / f"{name}.json", to / f"{name}.md"
     body = json.dumps(plain(figures_of(results)), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(figures, body.encode() + b"\n")
-    write_atomic(text, report.read_bytes())
+    write_atomic(text, _with_pictures(report.read_text(encoding="utf-8"), folder, name, to).encode())
     return figures, text
+
+
+def _with_pictures(report: str, folder: Path, name: str, to: Path) -> str:
+    """The report with its pictures beside it, under names that begin with its own."""
+
+    def copied(match: re.Match[str]) -> str:
+        picture = folder / match[2]
+        if not picture.is_file():
+            raise ValleError(f"the report shows {picture}, which is not there; measure again")
+        own = f"{name}-{picture.name}"
+        write_atomic(to / own, picture.read_bytes())
+        return f"![{match[1]}]({own})"
+
+    return re.sub(r"!\[([^\]]*)\]\(([\w.-]+)\)", copied, report)
 
 
 def figures_of(results: Mapping[str, Any]) -> dict[str, Any]:
