@@ -1,7 +1,6 @@
 """Learning curves from logs: the right numbers in the table, a picture that says what it shows."""
 
 import json
-import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -31,17 +30,21 @@ def test_the_table_has_the_numbers_of_the_log(run):
     assert len(table(read_curve(run), n_rows=2).splitlines()) == 4
 
 
-def test_the_picture_is_an_svg_with_a_line_and_dots_for_each_run(run, tmp_path, capsys):
-    root = ET.fromstring(picture([read_curve(run)] * 2))
-    space = "{http://www.w3.org/2000/svg}"
-    assert "dev loss 6.17 at step 100, 4.50 at step 300" in root.find(f"{space}title").text
-    lines = root.findall(f".//{space}polyline")
-    assert len(lines) == 2 * 2 * 2  # runs, metrics, training and dev
-    falling = [float(p.split(",")[1]) for p in lines[0].get("points").split()]
-    assert falling == sorted(falling)  # a loss that falls is drawn from above to below
+def test_the_picture_has_the_lines_of_the_log_and_says_whose_they_are(run, tmp_path, capsys):
+    figure = picture([read_curve(run)] * 2)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["loss, nats a code", "top-10 accuracy"]
+    for ax, metric in zip(figure.axes, ("loss", "top10"), strict=True):
+        lines = ax.get_lines()
+        assert len(lines) == 2 * 2  # runs, training and dev
+        assert dict(zip(*lines[1].get_data(), strict=True)) == read_curve(run).values[f"dev/{metric}"]
+        assert len(lines[0].get_xdata()) == 30
     assert main([str(run), "--out", str(tmp_path / "c.svg")]) == 0
-    assert (tmp_path / "c.svg").read_text().startswith("<svg")
+    assert "small/ar, dev" in (tmp_path / "c.svg").read_text()
     assert "| 300 |" in capsys.readouterr().out
+    assert main([str(run), "--out", str(tmp_path / "c.png")]) == 0
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert main([str(run), "--out", str(tmp_path / "c.doc")]) == 2
+    assert "ends in .svg or .png" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_log_is_one_sentence(tmp_path, capsys):

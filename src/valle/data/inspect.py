@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import io
 import sys
 import unicodedata
 import warnings
@@ -25,6 +24,7 @@ from valle import page
 from valle.data.pack import PHONEMES_FILE, Pack, PackSplit
 from valle.errors import ValleError
 from valle.files import write_atomic
+from valle.plots import as_bytes, new_figure
 from valle.text.inventory import PhonemeInventory
 
 if TYPE_CHECKING:
@@ -282,20 +282,12 @@ def _plots(numbers: PackStatistics, inventory: PhonemeInventory) -> dict[str, by
 
 
 def _axes(n: int = 1, height: float = 3.0) -> tuple[Any, list[Any]]:
-    """A figure without pyplot, which would keep a global state, and its n axes in a row."""
-    from matplotlib.figure import Figure
-
-    figure: Any = Figure(figsize=(9, height), dpi=110, layout="constrained")
+    """A figure and its n axes in a row."""
+    figure = new_figure(9, height)
     axes = figure.subplots(1, n, squeeze=False)[0].tolist()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _png(figure: Any) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
 
 
 def _histogram(values: NDArray[np.float64], what: str, of: str) -> bytes:
@@ -306,7 +298,7 @@ def _histogram(values: NDArray[np.float64], what: str, of: str) -> bytes:
         ax.legend(frameon=False)
     ax.set_xlabel(what)
     ax.set_ylabel(of)
-    return _png(figure)
+    return as_bytes(figure)
 
 
 def _phoneme_plot(numbers: PackStatistics, inventory: PhonemeInventory) -> bytes:
@@ -317,7 +309,7 @@ def _phoneme_plot(numbers: PackStatistics, inventory: PhonemeInventory) -> bytes
     ax.set_xticks(range(len(order)), [_visible(inventory.symbols[i]) for i in order], fontsize=8)
     ax.margins(x=0.01)
     ax.set_ylabel("% of all symbols")
-    return _png(figure)
+    return as_bytes(figure)
 
 
 def _speaker_plot(numbers: PackStatistics) -> bytes:
@@ -328,7 +320,7 @@ def _speaker_plot(numbers: PackStatistics) -> bytes:
     ax.invert_yaxis()
     ax.margins(y=0.01)
     ax.set_xlabel("hours")
-    return _png(figure)
+    return as_bytes(figure)
 
 
 def _code_plot(numbers: PackStatistics) -> bytes:
@@ -343,7 +335,7 @@ def _code_plot(numbers: PackStatistics) -> bytes:
         ax.set_ylim(0, top)
         ax.set_xlabel("codebook")
         ax.set_ylabel(what)
-    return _png(figure)
+    return as_bytes(figure)
 
 
 _STYLE = """

@@ -5,7 +5,6 @@ A system of ``valle.eval.synthesis`` is given a file; here the prompt may have b
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from valle.eval.judges import Judges
 from valle.eval.systems import file_label
 from valle.eval.trials import Trial
 from valle.files import write_atomic
+from valle.plots import as_bytes, new_figure
 
 if TYPE_CHECKING:
     from valle.tts import VALLE
@@ -151,13 +151,10 @@ def draw(path: Path, paint: Callable[[Any], None], alt: str, *, inches: tuple[fl
         inches: width and height.
     """
     try:
-        from matplotlib.figure import Figure
+        figure = new_figure(*inches)
     except ModuleNotFoundError:
         return "\nNo plot: matplotlib is not installed (pip install 'valle[eval]').\n"
-    figure: Any = Figure(figsize=inches, dpi=110, layout="constrained")
     paint(figure)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, out.getvalue())
+    write_atomic(path, as_bytes(figure))
     return f"\n![{alt}]({path.name})\n"

@@ -11,7 +11,6 @@ when asked: a rule that is used after the results were seen is no rule.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from valle.eval.listening.answers import Answer
 from valle.eval.listening.design import MAX_REPEAT_DIFFERENCE, RECORDING, SCALES, Kind, ListeningTest, Presentation
 from valle.eval.listening.stats import Rating, alpha, crossed_interval, holm, means_by, wilcoxon
 from valle.eval.results import Column, table
+from valle.plots import as_bytes, new_figure
 
 MIN_REFERENCES = 3
 """With fewer recordings rated, a rater is not judged by them."""
@@ -225,10 +225,6 @@ def markdown(test: ListeningTest, results: Mapping[str, Any]) -> str:
 
 def plot(results: Mapping[str, Any]) -> bytes | None:
     """The means as a PNG; None where there is no matplotlib or nothing to show."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return None
     shown: dict[Kind, dict[str, Estimate]] = {}
     for kind, numbers in results["kinds"].items():
         means = {name: row["mean"] for name, row in numbers["systems"].items()}
@@ -238,7 +234,10 @@ def plot(results: Mapping[str, Any]) -> bytes | None:
     if not shown:
         return None
     height = 0.6 * len(shown) + 0.4 * sum(len(means) for means in shown.values())
-    figure: Any = Figure(figsize=(7, max(2.0, height)), dpi=110, layout="constrained")
+    try:
+        figure = new_figure(7, max(2.0, height))
+    except ModuleNotFoundError:
+        return None
     ratios = [len(means) + 1 for means in shown.values()]
     axes = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     for ax, (kind, means) in zip(axes, shown.items(), strict=True):
@@ -252,9 +251,7 @@ def plot(results: Mapping[str, Any]) -> bytes | None:
         ax.spines[["top", "right"]].set_visible(False)
         if kind == "cmos":
             ax.axvline(0, color="black", linewidth=1)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return as_bytes(figure)
 
 
 def _was_skipped(heard: Heard) -> bool:
