@@ -194,3 +194,21 @@ def test_what_was_replaced_comes_back_where_its_successor_did_not_arrive(tmp_pat
     (tmp_path / "step-00000005").rename(tmp_path / ".step-00000005.old.tmp")  # killed between two renames
     save_checkpoint(tmp_path, tensors={"model": {"w": torch.ones(1)}}, state={"step": 6}, keep=2)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
+
+
+def test_a_rank_that_could_not_write_is_told_to_the_main_rank_at_once(tmp_path):
+    main, other = (CheckpointWriter(tmp_path, Ranks(rank, 2)) for rank in range(2))
+    temporary = tmp_path / ".step-00000001.tmp"
+    temporary.mkdir()
+    pieces = {"model": {"w": torch.ones(1)}}
+    main._start(temporary, lambda: main._write_piece(temporary, pieces, {}))
+
+    def fail():
+        raise OSError("No space left on device")
+
+    other._start(temporary, fail)
+    with pytest.raises(ValleError, match="rank 1 could not write its part"):
+        main.wait()
+    with pytest.raises(ValleError, match="No space left on device"):
+        other.wait()
+    assert list(tmp_path.iterdir()) == []

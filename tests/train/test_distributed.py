@@ -17,9 +17,9 @@ from test_loop import FRAMES, config_file, log, untimed
 
 from valle.errors import ValleError
 from valle.train.checkpoint import load_checkpoint
-from valle.train.config import RunConfig
-from valle.train.distributed import batches_per_rank, rows_of
-from valle.train.loop import train
+from valle.train.config import RunConfig, load_train_config
+from valle.train.distributed import Ranks, batches_per_rank, rows_of
+from valle.train.loop import Trainer, train
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -70,15 +70,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def run_ranks(n: int, *args: str) -> None:
-    """``valle.train.loop`` with ``args`` in n processes, without torchrun and on a bare machine."""
+def run_ranks(n: int, *args: str, program: str = BARE, timeout: float = 240) -> None:
+    """A program with ``args`` in n processes without torchrun; by default the loop, on a bare machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     there = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(n)}
-    command = [sys.executable, "-c", BARE, *args]
+    command = [sys.executable, "-c", program, *args]
     ranks = [subprocess.Popen(command, env={**there, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(n)]
-    assert [process.wait(timeout=240) for process in ranks] == [0] * n
+    try:
+        assert [process.wait(timeout=timeout) for process in ranks] == [0] * n
+    finally:
+        for process in ranks:
+            process.kill()
 
 
 def config_of(tmp_path: Path, pack: Path, name: str, **changes) -> str:
@@ -193,18 +197,38 @@ def test_rows_are_dealt_out_as_torch_chunks_them(n, size):
 def test_codebooks_that_ranks_draw_are_those_of_the_main_rank(tmp_path, make_pack):
     """What one rank loads before it draws, another loads afterwards."""
     pack = make_pack({"train": FRAMES, "dev": [40]})
-    script = tmp_path / "draws.py"
-    script.write_text(DRAWS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    there = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    config = config_of(tmp_path, pack, "two", parallel="fsdp")
-    ranks = [
-        subprocess.Popen([sys.executable, str(script), config], env={**there, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    run_ranks(2, config_of(tmp_path, pack, "two", parallel="fsdp"), program=DRAWS)
+
+
+# A validation that takes longer than what is between two checkpoints.
+SLOW = """
+import sys, time
+from valle.train import loop
+original = loop.validate
+
+def validate(*args):
+    time.sleep(3)
+    return original(*args)
+
+loop.validate = validate
+sys.exit(loop.main(sys.argv[1:]))
+"""
+
+
+def test_ranks_save_together_though_the_main_one_was_busy_as_time_ran_out(tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    steps = {"max_steps": 5, "eval_every": 2, "checkpoint_minutes": 0.04, "parallel": "fsdp"}
+    config = config_of(tmp_path, pack, "slow", **steps)
+    run_ranks(2, "ar", config, "--out", str(tmp_path / "slow"), program=SLOW, timeout=120)
+    assert load_checkpoint(tmp_path / "slow" / "ar" / "checkpoints").step == 5
+
+
+def test_ranks_that_would_go_on_from_different_steps_are_told_so(tmp_path, make_pack, monkeypatch):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    trainer = Trainer("ar", load_train_config(config_of(tmp_path, pack, "run")), tmp_path / "run" / "ar")
+    monkeypatch.setattr(Ranks, "total", lambda self, values: [0.0, 4.0])  # of a rank that sees another folder
+    with pytest.raises(ValleError, match="would go on from different steps, 0, 4; all need to see the same folder"):
+        trainer.start(resume=False)
 
 
 # Ranks whose weights differ before the model is shared out.

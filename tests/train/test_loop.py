@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -345,3 +346,18 @@ def test_a_model_begins_with_another_and_new_modules_at_random(tmp_path, make_pa
     config.write_text(text.replace('"n_layers": 2', '"n_layers": 3').replace("n_layers = 2", "n_layers = 3"))
     with pytest.raises(ValleError, match="another form"):
         Trainer("nar", load_train_config(config), tmp_path / "third" / "nar")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler, whose matter they are
+@pytest.mark.parametrize("kind", ["ar", "nar"])
+def test_compiled_blocks_learn_the_same(kind, tmp_path, make_pack):
+    pack = make_pack({"train": FRAMES, "dev": [40]})
+    losses = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        config = config_file(tmp_path, pack, max_steps=4, compile=compiled, dropout=0.0)
+        run = train(kind, config, out=tmp_path / name)
+        losses.append([event["train/loss"] for event in log(run) if "train/loss" in event])
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
