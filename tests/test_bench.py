@@ -46,7 +46,14 @@ def test_json_has_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert results["machine"]["torch"] == torch.__version__
     for size in results["sizes"].values():
         assert size["ar_tokens_per_s"].keys() == {"1", "8"}
-        numbers = [*size["ar_tokens_per_s"].values(), size["ar_prefill_s"], size["nar_s"], size["peak_memory_mb"]]
+        assert size["ar_fp32_tokens_per_s"].keys() == {"1", "8"}
+        numbers = [
+            *size["ar_tokens_per_s"].values(),
+            *size["ar_fp32_tokens_per_s"].values(),
+            size["ar_prefill_s"],
+            size["nar_s"],
+            size["peak_memory_mb"],
+        ]
         assert all(n > 0 for n in numbers)
     assert all(results["codec"][key] > 0 for key in ("encode_rtf", "decode_rtf", "stream_rtf"))
 

@@ -83,6 +83,7 @@ def run_ranks(n: int, *args: str, program: str = BARE, timeout: float = 240) -> 
     finally:
         for process in ranks:
             process.kill()
+            process.wait()
 
 
 def config_of(tmp_path: Path, pack: Path, name: str, **changes) -> str:

@@ -90,8 +90,17 @@ def test_a_pack_tells_its_hours_and_inventory(tmp_path, make_pack):
     config = load_train_config(config_file(tmp_path, pack, max_steps=6, accumulate=3, alignment=True))
     told = plan("ar", config, DEVICES["a100"], n_devices=2)
     assert told.tokens_per_step == 2 * 3 * 130
+    assert told.padding is None  # all of it is longer than a batch
     assert told.epochs == pytest.approx(6 * 2 * 3 * 130 / 30_000)
     assert plan("ar", config, DEVICES["a100"], data_hours=1.0).epochs == pytest.approx(6 * 3 * 130 / 75 / 3600)
+
+
+def test_a_pack_tells_the_padding_of_its_batches(tmp_path, make_pack):
+    pack = make_pack({"train": [100, 100, 100], "dev": [40]})
+    config = load_train_config(config_file(tmp_path, pack, join_same_speaker=0.0))
+    ar, nar = (plan(kind, config, DEVICES["a100"]).padding for kind in ("ar", "nar"))
+    assert ar == pytest.approx(1 / (16 + 1 + 100 + 1))  # a row a batch, and the place of what is past the end
+    assert nar == 0
 
 
 def test_precision_is_what_the_device_has(tmp_path, make_pack):

@@ -2,8 +2,8 @@
 
 The task is always the same one, so that machines and systems compare: a prompt of 3 s (225 frames), 100 phonemes, and
 for the NAR all its passes (the paper's: seven) over 4 s (300 frames) of speech. Weights are random, fp32, eager, those
-of the AR read as if they were stored (``valle.model.halving``): only sizes matter. A number is the median of some
-repeats after a warm-up. At 75 tokens a second the AR is as fast as speech.
+of the AR read as if they were stored (``valle.model.halving``), and beside it as they are: only sizes matter. A number
+is the median of some repeats after a warm-up. At 75 tokens a second the AR is as fast as speech.
 """
 
 from __future__ import annotations
@@ -84,20 +84,25 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
 
     Returns:
         ``ar_parameters``, ``ar_prefill_s`` (phonemes and prompt, up to the first token), ``ar_tokens_per_s`` by batch
-        size (all rows together), ``nar_parameters``, ``nar_s``.
+        size (all rows together) and ``ar_fp32_tokens_per_s``, the same with weights as they are, ``nar_parameters``,
+        ``nar_s``.
     """
     torch.manual_seed(0)
     ar = AR(models[0]).eval()
     for p in ar.parameters():
         p.data = p.data.half().float()  # as they are stored
-    halve(ar)
-    prefill_s, rates = 0.0, {}
-    for batch in BATCHES:
-        bench_ar(ar, batch, 4)
-        times = [bench_ar(ar, batch, n_tokens) for _ in range(repeats)]
-        rates[str(batch)] = batch * (n_tokens - 1) / statistics.median(rest for _, rest in times)
-        if batch == 1:
-            prefill_s = statistics.median(first for first, _ in times)
+    prefill_s = 0.0
+    rates: dict[str, float] = {}
+    plain_rates: dict[str, float] = {}
+    for halved, by_batch in ((False, plain_rates), (True, rates)):
+        if halved:
+            halve(ar)
+        for batch in BATCHES:
+            bench_ar(ar, batch, 4)
+            times = [bench_ar(ar, batch, n_tokens) for _ in range(repeats)]
+            by_batch[str(batch)] = batch * (n_tokens - 1) / statistics.median(rest for _, rest in times)
+            if batch == 1:
+                prefill_s = statistics.median(first for first, _ in times)
     ar_parameters = ar.n_parameters
     del ar  # at the paper's size each takes 0.6 GB
     nar = NAR(models[1]).eval()
@@ -109,6 +114,7 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
         "ar_parameters": ar_parameters,
         "ar_prefill_s": prefill_s,
         "ar_tokens_per_s": rates,
+        "ar_fp32_tokens_per_s": plain_rates,
         "nar_parameters": nar.n_parameters,
         "nar_s": nar_s,
     }
@@ -202,14 +208,16 @@ def markdown(results: dict[str, Any]) -> str:
     where, codec = results["machine"], results["codec"]
     lines = [
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, fp32, eager.\n",
-        "| size | AR | NAR | AR prefill, s | AR tokens/s | at batch 8 | NAR, s | peak memory, MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| size | AR | NAR | AR prefill, s | AR tokens/s | at batch 8 | with fp32 weights | at batch 8 | NAR, s | peak "
+        "memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size, r in results["sizes"].items():
-        rates, memory = r["ar_tokens_per_s"], r["peak_memory_mb"]
+        rates, plain, memory = r["ar_tokens_per_s"], r["ar_fp32_tokens_per_s"], r["peak_memory_mb"]
         ar_m, nar_m = r["ar_parameters"] / 1e6, r["nar_parameters"] / 1e6
         lines.append(
             f"| {size} | {ar_m:.1f} M | {nar_m:.1f} M | {r['ar_prefill_s']:.3f} | {rates['1']:.1f} | {rates['8']:.1f} "
+            f"| {plain['1']:.1f} ({rates['1'] / plain['1']:.2f} times) | {plain['8']:.1f} "
             f"| {r['nar_s']:.2f} | {'–' if memory is None else f'{memory:.0f}'} |"
         )
     lines.append("\n| codec, real-time factor | encode | decode | decode in chunks of 0.2 s |\n|---|---|---|---|")

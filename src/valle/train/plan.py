@@ -12,12 +12,14 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from valle.data.batches import BatchConfig
+from valle.data.batches import BatchConfig, BatchSampler, collate
 from valle.data.pack import INFO_FILE, Pack, PackInfo
 from valle.errors import ValleError
 from valle.model.ar import ARConfig
@@ -25,9 +27,9 @@ from valle.model.nar import NARConfig
 from valle.train.config import Kind, TaskConfig, TrainConfig, load_train_config
 from valle.train.devices import CPU, DEVICES, Device, Precision, find_device
 from valle.train.distributed import batches_per_rank
-from valle.train.flops import BatchShape, row_length, training_flops
+from valle.train.flops import BatchShape, Work, row_length, training_flops
 from valle.train.memory import Memory, activation_bytes, training_memory, weight_copy_bytes
-from valle.train.tasks import make_task, model_values
+from valle.train.tasks import Task, make_task, model_values
 
 MFU = 0.4
 """Share of the device's peak that a training is assumed to use. It has not been measured at the paper's size, and small
@@ -40,6 +42,9 @@ OVERHEAD = 1.1
 """Energy of all for that of the devices: the machines around them."""
 
 FRAME_RATE = 75.0
+
+N_LOOKED_AT = 60
+"""Batches of the pack by which padding is told."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ class Plan:
     """Of all devices at full power, and of the machines around them; None: the device's power is not known."""
     epochs: float | None
     """How often the run sees the data; None: it is not known how much there is."""
+    padding: float | None
+    """Share of the places that are padding in the pack's first batches; None: there is no pack, or nothing in it that
+    fits. All else is told as if there were none."""
 
 
 def plan(
@@ -116,7 +124,8 @@ def plan(
     run = task_config.run
     values = model_values(kind, task_config)
     with torch.device("meta"):
-        model = make_task(kind, values, info).model
+        task = make_task(kind, values, info)
+    model = task.model
     n_parameters = sum(p.numel() for p in model.parameters())
     n_embedding = sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
 
@@ -167,6 +176,7 @@ def plan(
         hours=hours,
         energy_kwh=None if device.power_w is None else n_devices * device.power_w / 1000 * hours * OVERHEAD,
         epochs=None if data_hours is None else steps * tokens / info.frame_rate / 3600 / data_hours,
+        padding=_padding(config, task, task_config.batches) if _has_pack(config) else None,
     )
 
 
@@ -195,6 +205,7 @@ def table(plans: Sequence[Plan]) -> str:
         ("time", [_time(p.hours) for p in plans]),
         ("energy, kWh", ["not known" if p.energy_kwh is None else f"{p.energy_kwh:,.1f}" for p in plans]),
         ("epochs", ["not known" if p.epochs is None else f"{p.epochs:.1f}" for p in plans]),
+        ("padding in the pack's batches", ["not known" if p.padding is None else f"{p.padding:.1%}" for p in plans]),
     ]
     lines = (f"{name:<32}" + "".join(f"{value:>16}" for value in values) for name, values in rows)
     return "".join(line.rstrip() + "\n" for line in lines)
@@ -303,6 +314,20 @@ def _shape(config: ARConfig | NARConfig, n_rows: int, n_frames: int, info: PackI
     n_prompt = min(config.prompt_frames, n_frames // 2)
     n_target = n_frames - n_prompt if config.prompt_mode == "prefix" else n_frames
     return BatchShape(n_rows, n_phonemes, n_target, n_prompt)
+
+
+def _padding(config: TrainConfig, task: Task[Any], batches: BatchConfig) -> float | None:
+    """Share of the places that are padding in the first batches of the run; None where there would be none."""
+    split = Pack(config.pack).split(config.train_split)
+    try:
+        sampler = BatchSampler(split, batches, seed=config.seed)
+    except ValleError:  # the run itself tells what is wrong
+        return None
+    generator = torch.Generator().manual_seed(config.seed)
+    work = Work(0, 0, 0)
+    for examples in islice(sampler, N_LOOKED_AT):
+        work = work.plus(task.work(task.make_batch(collate(split, examples), generator)))
+    return 1 - work.filled / work.positions
 
 
 def _has_pack(config: TrainConfig) -> bool:
