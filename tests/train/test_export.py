@@ -13,7 +13,7 @@ from valle.pretrained import describe, load_pretrained
 from valle.text import DEFAULT_INVENTORY, PhonemeInventory
 from valle.train.export import export, main
 from valle.train.loop import train
-from valle.train.tasks import load_weights
+from valle.train.weights import load_weights
 
 
 def tiny_codec(seed):

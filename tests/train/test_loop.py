@@ -16,7 +16,8 @@ from valle.data.pack import PackInfo
 from valle.errors import ValleError
 from valle.train.config import TrainConfig, load_train_config
 from valle.train.loop import Trainer, train
-from valle.train.tasks import MeanMetrics, load_weights, make_task
+from valle.train.tasks import MeanMetrics, make_task
+from valle.train.weights import load_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = {"dim": 32, "n_layers": 2, "n_heads": 2, "ff_dim": 64}

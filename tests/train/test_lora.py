@@ -18,7 +18,7 @@ from valle.train.config import load_train_config
 from valle.train.export import export, main
 from valle.train.loop import Trainer, train
 from valle.train.lora import LoraConfig, add_lora, whole_weights
-from valle.train.tasks import load_weights
+from valle.train.weights import load_weights
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from test_loop import config_file
 from valle.data.pack import Pack, PackedUtterance, ShardInfo, write_info, write_shard
 from valle.errors import ValleError
 from valle.train.loop import train
-from valle.train.tasks import load_weights
 from valle.train.transfer import main, transfer, translate
+from valle.train.weights import load_weights
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def load_nars(options: Sequence[str], model: Pretrained) -> list[NamedNAR]:
         ValleError: not of that form, no such NAR, or one of another codec or inventory.
     """
     from valle.train.export import find_trained
-    from valle.train.tasks import load_weights
+    from valle.train.weights import load_weights
 
     nars: list[NamedNAR] = []
     for option in options:

@@ -26,7 +26,7 @@ from valle.model.ar import AR
 from valle.model.nar import NAR
 from valle.model.sampling import SamplingConfig
 from valle.train.config import Kind
-from valle.train.tasks import load_weights
+from valle.train.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

@@ -66,9 +66,10 @@ from valle.train.optimiser import lr_at, make_optimiser
 from valle.train.signals import stop_signals
 from valle.train.spikes import SpikeGuard
 from valle.train.spoken import SpokenEvaluation
-from valle.train.tasks import MeanMetrics, Task, load_weights, make_task, model_values, pair_to_speak, validate
+from valle.train.tasks import MeanMetrics, Task, make_task, pair_to_speak, validate
 from valle.train.throughput import Throughput
 from valle.train.tracking import Tracker
+from valle.train.weights import begin_with, load_weights, model_values
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class Trainer:
         if self.task_config.codebooks and not self.task_config.init:
             self.task.model.begin_with(self._codebooks())
         if self.task_config.init:
-            self._begin_with(self.task_config.init)
+            begin_with(self.model, kind, self.task_config.init)
         if isinstance(self.task.model, NAR) and self.task.model.config.codebook_dim:
             self.task.model.set_codebooks(self._codebooks())  # those of the pack's codec, also after init
         if self.task_config.lora.rank:
@@ -571,28 +572,6 @@ class Trainer:
         self.pack.require(codec_fingerprint=codec.fingerprint())
         codebooks: Tensor = codec.codebooks()
         return codebooks
-
-    def _begin_with(self, init: str) -> None:
-        """Take the weights of another model; modules that it does not have at all (a new option's) begin at random.
-
-        Raises:
-            ValleError: it is of another form.
-        """
-        folder = part_of(init, self.kind)
-        given = load_weights(self.kind, folder).state_dict()
-        own = self.model.state_dict()
-        shapes, needed = ({k: v.shape for k, v in weights.items()} for weights in (given, own))
-        modules = {name.split(".")[0] for name in shapes}
-        new = {name for name in needed if name.split(".")[0] not in modules}
-        differing = sorted({k for k, _ in shapes.items() ^ needed.items()} - new)
-        if differing:
-            raise ValleError(
-                f"the model {folder} has another form than [{self.kind}.model], {differing[0]} differs; use the same "
-                "options, or begin without init"
-            )
-        if new:
-            logger.info("%d tensors that %s does not have begin at random: %s ...", len(new), folder, min(new))
-        self.model.load_state_dict(own | given)
 
     def _choose_dev(self) -> list[list[Example]]:
         """The batches of a validation: all of dev, or ``dev_frames`` taken evenly over all lengths."""

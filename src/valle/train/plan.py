@@ -29,7 +29,8 @@ from valle.train.devices import CPU, DEVICES, Device, Precision, find_device
 from valle.train.distributed import batches_per_rank
 from valle.train.flops import BatchShape, Work, row_length, training_flops
 from valle.train.memory import Memory, activation_bytes, training_memory, weight_copy_bytes
-from valle.train.tasks import Task, make_task, model_values
+from valle.train.tasks import Task, make_task
+from valle.train.weights import model_values
 
 MFU = 0.4
 """Share of the device's peak that a training is assumed to use. It has not been measured at the paper's size, and small

@@ -33,8 +33,9 @@ from valle.model.sampling import SamplingConfig
 from valle.pretrained import part_of
 from valle.train.config import SpokenConfig, TaskConfig, TrainConfig
 from valle.train.pictures import picture, stacked
-from valle.train.tasks import SPOKEN_PROMPT_S, Speech, Task, load_weights, pairs_to_speak
+from valle.train.tasks import SPOKEN_PROMPT_S, Speech, Task, pairs_to_speak
 from valle.train.tracking import Tracker
+from valle.train.weights import load_weights
 
 if TYPE_CHECKING:
     import numpy as np

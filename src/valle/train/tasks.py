@@ -10,7 +10,6 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -25,8 +24,7 @@ from valle.model.alignment import frame_index
 from valle.model.ar import AR, ARBatch, ARConfig
 from valle.model.nar import NAR, NARBatch, NARConfig, draw_prompt, draw_stage
 from valle.model.sampling import SamplingConfig
-from valle.pretrained import part_of
-from valle.train.config import Kind, TaskConfig
+from valle.train.config import Kind
 from valle.train.flops import BatchShape, Work, row_length, training_flops
 
 Batch = TypeVar("Batch")
@@ -438,35 +436,6 @@ def _speakable(split: PackSplit) -> dict[int, list[int]]:
         if speaker >= 0 and shortest <= n <= longest:
             by_speaker.setdefault(speaker, []).append(i)
     return by_speaker
-
-
-def model_values(kind: Kind, config: TaskConfig) -> dict[str, Any]:
-    """The fields of the model that a configuration says, or where it says none those of the model it begins with."""
-    if config.model or not config.init:
-        return config.model
-    return load_weights(kind, part_of(config.init, kind)).config_dict()
-
-
-def load_weights(kind: Kind, folder: str | Path) -> AR | NAR:
-    """A model from ``folder/{model.safetensors, config.json}``, in fp32 and evaluation mode.
-
-    Raises:
-        ValleError: a file is missing or does not fit.
-    """
-    import json
-
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise ValleError(f"{folder} is no {kind.upper()} model: model.safetensors and config.json are needed")
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model: AR | NAR = AR.from_config(values) if kind == "ar" else NAR.from_config(values)
-    try:
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    except RuntimeError as error:
-        raise ValleError(f"the weights in {folder} do not fit its config.json: {error}") from error
-    return model.eval()
 
 
 def _work(config: ARConfig | NARConfig, shape: BatchShape, filled: int) -> Work:

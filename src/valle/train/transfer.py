@@ -27,7 +27,8 @@ from valle.data.pack import Pack, PackSplit
 from valle.errors import ValleError
 from valle.model.ar import AR
 from valle.train.config import Kind, TaskConfig, load_train_config
-from valle.train.tasks import load_weights, make_task
+from valle.train.tasks import make_task
+from valle.train.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
