@@ -11,6 +11,7 @@ from valle.bench import speak
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
 from valle.model.nar import NAR, NARConfig
+from valle.model.narrow import can_halve, can_int8
 from valle.model.transformer import TransformerConfig
 
 TINY = TransformerConfig(dim=16, n_layers=1, n_heads=2, ff_dim=32)
@@ -44,17 +45,15 @@ def test_json_has_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads(capsys.readouterr().out)
     assert set(results["sizes"]) == {"default", "paper"}
     assert results["machine"]["torch"] == torch.__version__
+    ways = [way for way, can in (("fp32", True), ("fp16", can_halve()), ("int8", can_int8())) if can]
     for size in results["sizes"].values():
-        assert size["ar_tokens_per_s"].keys() == {"1", "8"}
-        assert size["ar_fp32_tokens_per_s"].keys() == {"1", "8"}
-        numbers = [
-            *size["ar_tokens_per_s"].values(),
-            *size["ar_fp32_tokens_per_s"].values(),
-            size["ar_prefill_s"],
-            size["nar_s"],
-            size["peak_memory_mb"],
-        ]
-        assert all(n > 0 for n in numbers)
+        assert list(size["ar"]) == ways
+        assert list(size["nar"]) == [way for way in ways if way != "fp16"]
+        for of_way in size["ar"].values():
+            assert of_way["tokens_per_s"].keys() == {"1", "8"}
+            assert all(n > 0 for n in (of_way["prefill_s"], *of_way["tokens_per_s"].values()))
+        assert all(of_way["s"] > 0 and of_way["one_pass_s"] > 0 for of_way in size["nar"].values())
+        assert size["peak_memory_mb"] > 0
     assert all(results["codec"][key] > 0 for key in ("encode_rtf", "decode_rtf", "stream_rtf"))
 
 
@@ -63,8 +62,8 @@ def test_markdown_for_one_size(capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_num_threads()
     assert speak.main(["--size", "default", "--threads", str(before), "--repeats", "1"]) == 0
     text = capsys.readouterr().out
-    assert "| default |" in text
-    assert "| paper |" not in text
+    assert "| default, AR" in text
+    assert "| paper, AR" not in text
     assert f"{before} threads" in text
 
 

@@ -87,6 +87,8 @@ class Say:
     """Language of text and recording, as espeak names it."""
     device: Device = "auto"
     """Where to compute."""
+    weights: Annotated[Literal["auto", "fp32", "int8"], arg(metavar="auto|fp32|int8")] = "auto"
+    """How a CPU reads the weights: int8 makes large models twice as fast, a little less exact."""
     continual: Annotated[bool, arg(name="continue", help_behavior_hint="")] = False
     """Go on from the first 3 s of the recording with the rest of its transcript, then the text; none is needed."""
     json: Flag = False
@@ -105,7 +107,7 @@ class Say:
             check_writable(self.output)
         from valle.tts import VALLE
 
-        tts = VALLE.from_pretrained(self.model or None, self.device)
+        tts = VALLE.from_pretrained(self.model or None, self.device, self.weights)
         with _spinner("speaking") as tell:
             audio = tts.generate(
                 text,

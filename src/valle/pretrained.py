@@ -23,8 +23,8 @@ from valle.config import from_dict, to_dict
 from valle.errors import ValleError
 from valle.files import write_atomic
 from valle.model.ar import AR
-from valle.model.halving import halve
 from valle.model.nar import NAR
+from valle.model.narrow import narrow
 from valle.model.sampling import SamplingConfig
 from valle.text import PhonemeInventory
 
@@ -160,6 +160,9 @@ def read_info(folder: Path) -> ModelInfo:
     return from_dict(ModelInfo, values, str(path))
 
 
+WEIGHTS = ("auto", "fp32", "int8")
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """ "auto" is the GPU where there is one.
 
@@ -176,13 +179,24 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
-def load_pretrained(model: str | Path | None = None, device: str = "auto") -> Pretrained:
+def load_pretrained(model: str | Path | None = None, device: str = "auto", weights: str = "auto") -> Pretrained:
     """Find, read and check a model. Its weights become float32 however they are stored.
 
+    Args:
+        model: which (``find_model``).
+        device: where (``pick_device``).
+        weights: how a CPU reads those of the language models when it speaks (``valle.model.narrow``): "fp32" as they
+            are, "int8" in 8 bits, both models; "auto": the AR's in half precision, which gives the same.
+
     Raises:
-        ValleError: no such model, a file of it is missing or damaged, or its parts do not belong together.
+        ValleError: no such model, a file of it is missing or damaged, its parts do not belong together, or weights that
+            this machine cannot read.
     """
     where = pick_device(device)
+    if weights not in WEIGHTS:
+        raise ValleError(f"weights is {weights!r}; give one of {', '.join(WEIGHTS)}")
+    if weights == "int8" and where.type != "cpu":
+        raise ValleError(f"weights in int8 are for a CPU, and the device is {where.type}; leave weights auto")
     path = find_model(model)
     info = read_info(path)
     if not (path / PHONEMES_FILE).is_file():
@@ -190,8 +204,11 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto") -> Pr
     inventory = PhonemeInventory.load(path / PHONEMES_FILE)
     codec = load_codec(path / "codec", where)
     ar, nar = _load(path / "ar", AR, where), _load(path / "nar", NAR, where)
-    if where.type == "cpu":
-        halve(ar)
+    if weights == "int8":
+        narrow(ar, "int8")
+        narrow(nar, "int8")
+    elif weights == "auto" and where.type == "cpu":
+        narrow(ar)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     if pretrained.needs_aligner and (path / ALIGNER).is_dir():
         from valle.asr.aligner import Aligner

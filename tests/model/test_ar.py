@@ -12,7 +12,7 @@ from torch import Tensor
 
 from valle.errors import ValleError
 from valle.model.ar import AR, ARBatch, ARConfig
-from valle.model.halving import halve
+from valle.model.narrow import narrow
 from valle.model.sampling import SamplingConfig
 from valle.model.transformer import TransformerConfig, sinusoids
 
@@ -345,7 +345,7 @@ def test_candidates_are_rows_that_begin_alike(config):
             *row(batch, 0)[:4], durations[:1], **options, max_frames=30, candidates=2, generators=generators(0, 1)
         )
         assert all(torch.equal(pair.codes[c], together.codes[c]) for c in range(2))
-        halve(model)
+        narrow(model)
 
 
 def test_one_seed_one_utterance():

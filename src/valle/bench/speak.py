@@ -2,7 +2,7 @@
 
 The task is always the same one, so that machines and systems compare: a prompt of 3 s (225 frames), 100 phonemes, and
 for the NAR all its passes (the paper's: seven) over 4 s (300 frames) of speech. Weights are random, fp32, eager, those
-of the AR read as if they were stored (``valle.model.halving``), and beside it as they are: only sizes matter. A number
+of the AR read as if they were stored (``valle.model.narrow``), and beside it as they are: only sizes matter. A number
 is the median of some repeats after a warm-up. At 75 tokens a second the AR is as fast as speech.
 """
 
@@ -21,20 +21,22 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from valle.codec.base import Codec, load_codec
 from valle.config import from_dict
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
-from valle.model.halving import halve
 from valle.model.nar import NAR, NARConfig
+from valle.model.narrow import can_halve, can_int8, narrow
 from valle.model.sampling import SamplingConfig
 
 PROMPT_FRAMES = 225
 TARGET_FRAMES = 300
 N_PHONEMES = 100
 BATCHES = (1, 8)
+WAYS = ("fp32", "fp16", "int8")
+"""How weights are read, the plain way first."""
 CODEC_S = 5.0
 CHUNK_FRAMES = 15  # 0.2 s, of the streamed decoding
 SIZES = {"default": 150, "paper": 60}
@@ -83,41 +85,58 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
         repeats: of which the median is taken.
 
     Returns:
-        ``ar_parameters``, ``ar_prefill_s`` (phonemes and prompt, up to the first token), ``ar_tokens_per_s`` by batch
-        size (all rows together) and ``ar_fp32_tokens_per_s``, the same with weights as they are, ``nar_parameters``,
-        ``nar_s``.
+        ``ar_parameters``, ``nar_parameters``; ``ar``, by the way weights are read: ``prefill_s`` (phonemes and prompt,
+        up to the first token) and ``tokens_per_s`` by batch size (all rows together); ``nar`` likewise: ``s`` of all
+        passes and ``one_pass_s``.
     """
     torch.manual_seed(0)
     ar = AR(models[0]).eval()
     for p in ar.parameters():
         p.data = p.data.half().float()  # as they are stored
-    prefill_s = 0.0
-    rates: dict[str, float] = {}
-    plain_rates: dict[str, float] = {}
-    for halved, by_batch in ((False, plain_rates), (True, rates)):
-        if halved:
-            halve(ar)
+    ways = [way for way in WAYS if way == "fp32" or (can_int8() if way == "int8" else can_halve())]
+    ar_results: dict[str, dict[str, Any]] = {}
+    for way in ways:
+        _read_as(ar, way)
+        rates: dict[str, float] = {}
         for batch in BATCHES:
             bench_ar(ar, batch, 4)
             times = [bench_ar(ar, batch, n_tokens) for _ in range(repeats)]
-            by_batch[str(batch)] = batch * (n_tokens - 1) / statistics.median(rest for _, rest in times)
+            rates[str(batch)] = batch * (n_tokens - 1) / statistics.median(rest for _, rest in times)
             if batch == 1:
                 prefill_s = statistics.median(first for first, _ in times)
+        ar_results[way] = {"prefill_s": prefill_s, "tokens_per_s": rates}
     ar_parameters = ar.n_parameters
     del ar  # at the paper's size each takes 0.6 GB
-    nar = NAR(models[1]).eval()
-    phonemes, phoneme_lens = _random(models[1].n_phonemes, 1, N_PHONEMES)
-    prompt, prompt_lens = _random(models[1].codebook_size, 1, models[1].n_quantizers, PROMPT_FRAMES)
-    codes_1, code_lens = _random(models[1].codebook_size, 1, TARGET_FRAMES)
-    nar_s = _median(lambda: nar.generate(phonemes, phoneme_lens, prompt, prompt_lens, codes_1, code_lens), repeats)
+    nar_results: dict[str, dict[str, float]] = {way: {} for way in ways if way != "fp16"}  # many rows: as fast in fp32
+    nar_parameters = 0
+    for name, one_pass in (("s", models[1].one_pass), ("one_pass_s", True)):
+        nar = NAR(replace(models[1], one_pass=one_pass)).eval()
+        nar_parameters = nar_parameters or nar.n_parameters
+        for way, of_way in nar_results.items():
+            _read_as(nar, way)
+            of_way[name] = _bench_nar(nar, repeats)
+        del nar
     return {
         "ar_parameters": ar_parameters,
-        "ar_prefill_s": prefill_s,
-        "ar_tokens_per_s": rates,
-        "ar_fp32_tokens_per_s": plain_rates,
-        "nar_parameters": nar.n_parameters,
-        "nar_s": nar_s,
+        "nar_parameters": nar_parameters,
+        "ar": ar_results,
+        "nar": nar_results,
     }
+
+
+def _read_as(model: nn.Module, way: str) -> None:
+    """fp32 is how a model comes."""
+    if way != "fp32":
+        narrow(model, "int8" if way == "int8" else "fp16")
+
+
+def _bench_nar(nar: NAR, repeats: int) -> float:
+    """Seconds for codebooks 2 to 8 of the target."""
+    config = nar.config
+    phonemes, phoneme_lens = _random(config.n_phonemes, 1, N_PHONEMES)
+    prompt, prompt_lens = _random(config.codebook_size, 1, config.n_quantizers, PROMPT_FRAMES)
+    codes_1, code_lens = _random(config.codebook_size, 1, TARGET_FRAMES)
+    return _median(lambda: nar.generate(phonemes, phoneme_lens, prompt, prompt_lens, codes_1, code_lens), repeats)
 
 
 def bench_ar(ar: AR, batch: int, n_tokens: int) -> tuple[float, float]:
@@ -207,22 +226,32 @@ def markdown(results: dict[str, Any]) -> str:
     """The results as tables."""
     where, codec = results["machine"], results["codec"]
     lines = [
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, fp32, eager.\n",
-        "| size | AR | NAR | AR prefill, s | AR tokens/s | at batch 8 | with fp32 weights | at batch 8 | NAR, s | peak "
-        "memory, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, eager.\n",
+        "| size | weights read in | AR prefill, s | AR tokens/s | at batch 8 | NAR, s | NAR with one pass, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for size, r in results["sizes"].items():
-        rates, plain, memory = r["ar_tokens_per_s"], r["ar_fp32_tokens_per_s"], r["peak_memory_mb"]
-        ar_m, nar_m = r["ar_parameters"] / 1e6, r["nar_parameters"] / 1e6
-        lines.append(
-            f"| {size} | {ar_m:.1f} M | {nar_m:.1f} M | {r['ar_prefill_s']:.3f} | {rates['1']:.1f} | {rates['8']:.1f} "
-            f"| {plain['1']:.1f} ({rates['1'] / plain['1']:.2f} times) | {plain['8']:.1f} "
-            f"| {r['nar_s']:.2f} | {'–' if memory is None else f'{memory:.0f}'} |"
-        )
+        name = f"{size}, AR {r['ar_parameters'] / 1e6:.1f} M, NAR {r['nar_parameters'] / 1e6:.1f} M"
+        plain, plain_nar = r["ar"]["fp32"], r["nar"]["fp32"]
+        for way, of_way in r["ar"].items():
+            rates, nar = of_way["tokens_per_s"], r["nar"].get(way, {})
+            cells = [
+                f"{of_way['prefill_s']:.3f}",
+                *(_with_ratio(rates[b], rates[b] / plain["tokens_per_s"][b], ".1f") for b in rates),
+                *(_with_ratio(nar[k], plain_nar[k] / nar[k], ".2f") if k in nar else "" for k in plain_nar),
+            ]
+            lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
+        memory = r["peak_memory_mb"]
+        name = f"{size}, peak memory: {'not told here' if memory is None else f'{memory:.0f} MB'}"
+        lines.append(f"| {name} | | | | | | |")
     lines.append("\n| codec, real-time factor | encode | decode | decode in chunks of 0.2 s |\n|---|---|---|---|")
     lines.append(f"| | {codec['encode_rtf']:.4f} | {codec['decode_rtf']:.4f} | {codec['stream_rtf']:.4f} |\n")
     return "\n".join(lines)
+
+
+def _with_ratio(x: float, ratio: float, form: str) -> str:
+    """A number, and how many times as fast as the plain way it is."""
+    return f"{x:{form}}" if ratio == 1 else f"{x:{form}} ({ratio:.2f} times)"
 
 
 def _codec(folder: str | None) -> Codec:

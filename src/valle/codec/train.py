@@ -107,9 +107,10 @@ class CodecTrainer:
                 "adversarial": config.loss.adversarial,
                 "feature": config.loss.feature,
                 "recogniser": config.loss.recogniser,
+                "speaker": config.loss.speaker,
             }
         )
-        self.recogniser_loss = self._build_recogniser_loss()
+        self.listeners = self._build_listeners()
         self.probe = self._build_probe()
         self.trained = self._trained_parameters()
         self.optimizer = torch.optim.AdamW(self.trained, config.lr, config.betas, weight_decay=1e-3)
@@ -155,12 +156,18 @@ class CodecTrainer:
         probe = [] if self.probe is None else list(self.probe.parameters())
         return [p for p in self.codec.parameters() if p.requires_grad] + probe
 
-    def _build_recogniser_loss(self) -> nn.Module | None:
-        if not self.config.recogniser:
-            return None
-        from valle.codec.perceptual import RecogniserLoss
+    def _build_listeners(self) -> dict[str, nn.Module]:
+        """The frozen networks that hear reconstruction and recording, by the names of their losses."""
+        listeners: dict[str, nn.Module] = {}
+        if self.config.recogniser:
+            from valle.codec.perceptual import RecogniserLoss
 
-        return RecogniserLoss.load(self.config.recogniser, self.codec.sample_rate).to(self.device)
+            listeners["recogniser"] = RecogniserLoss.load(self.config.recogniser, self.codec.sample_rate)
+        if self.config.speaker:
+            from valle.codec.speaker import SpeakerLoss, SpeakerNetwork
+
+            listeners["speaker"] = SpeakerLoss(SpeakerNetwork.load(self.config.speaker), self.codec.sample_rate)
+        return {name: listener.to(self.device) for name, listener in listeners.items()}
 
     def _build_probe(self) -> MelProbe | None:
         if self.config.loss.probe == 0 or self.config.train == "decoder":
@@ -305,8 +312,8 @@ class CodecTrainer:
             losses, values["distance"] = {"mel": energy}, float(distance)
         if config.loss.waveform > 0:
             losses["waveform"] = waveform_loss(output, wav)
-        if self.recogniser_loss is not None:
-            losses["recogniser"] = self.recogniser_loss(output, wav)
+        for name, listener in self.listeners.items():
+            losses[name] = listener(output, wav)
         # What does not pass through the wave is kept apart: the balancer shares out the wave's gradient only.
         inner = commitment * config.loss.commitment + pitch * config.loss.pitch
         if self.probe is not None and self.quantizing:

@@ -50,6 +50,8 @@ class LossConfig:
     """Error of the pitch, in octaves, that a harmonic decoder tells; never balanced."""
     recogniser: float = 0.0
     """How differently ``recogniser`` hears the reconstruction (``valle.codec.perceptual``)."""
+    speaker: float = 0.0
+    """How differently ``speaker``, a network that tells voices apart, hears it (``valle.codec.speaker``)."""
     energy: bool = True
     """Two draws of a harmonic decoder's noise are compared by the spectral energy distance instead of one by the mel
     difference alone (``MultiScaleMelLoss.energy_distance``)."""
@@ -79,6 +81,8 @@ class CodecTrainConfig:
     """Of ``adapt`` take the decoder's tensors only; encoder and codebooks begin anew, and so do the codes."""
     recogniser: str = ""
     """Folder of a recogniser (``valle asr train``) for the loss of that name."""
+    speaker: str = ""
+    """Folder of a speaker network (``python -m valle.codec.speaker``) for the loss of that name."""
     train: Literal["all", "decoder"] = "all"
     """What learns; "decoder" keeps the codes as they are."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -130,8 +134,12 @@ class CodecTrainConfig:
     def __post_init__(self) -> None:
         if min(self.max_steps, self.log_every, self.eval_every, self.data.batch_size) < 1:
             raise ValleError("max_steps, log_every, eval_every and data.batch_size must be at least 1")
-        if (self.loss.recogniser > 0) != bool(self.recogniser):
-            raise ValleError(
-                f"recogniser is {self.recogniser!r} and its weight, loss.recogniser, {self.loss.recogniser:g}; give "
-                "both, a folder and a number above 0, or neither"
-            )
+        for name, folder, weight in (
+            ("recogniser", self.recogniser, self.loss.recogniser),
+            ("speaker", self.speaker, self.loss.speaker),
+        ):
+            if (weight > 0) != bool(folder):
+                raise ValleError(
+                    f"{name} is {folder!r} and its weight, loss.{name}, {weight:g}; give both, a folder and a number "
+                    "above 0, or neither"
+                )

@@ -73,7 +73,7 @@ def _speech(args: argparse.Namespace) -> Measured:
     from valle.eval.trials import save_trials
     from valle.tts import VALLE
 
-    judges, tts = _judges(args), VALLE.from_pretrained(args.model, args.device)
+    judges, tts = _judges(args), VALLE.from_pretrained(args.model, args.device, args.weights)
     baselines = parse_systems(args.system, [RECORDING, ROUND_TRIP, tts.model.info.name])
     quality = SoundQuality(threads=args.threads) if args.quality else None
     folder, out = _folder(args), Path(args.out)
@@ -81,6 +81,8 @@ def _speech(args: argparse.Namespace) -> Measured:
     options = _options(args)
     about = {"name": tts.model.info.name, "digest": digest(tts.model.path)}
     settings = {"quality": quality.name} if quality else {}  # without it the journal is as it always was
+    if args.weights != "auto":
+        settings["weights"] = args.weights
     journal = _journal(args, judges, model=about["digest"], options=options, **settings)
     save_trials(out / "trials.jsonl", trials)
     results, text = measure_speech(
@@ -210,7 +212,7 @@ def _lm(args: argparse.Namespace) -> Measured:
     from valle.eval.lm import measure_lm
     from valle.pretrained import load_pretrained
 
-    model = load_pretrained(args.model, args.device)
+    model = load_pretrained(args.model, args.device, args.weights)
     about = {"name": model.info.name, "digest": digest(model.path)}
     results, text = measure_lm(model, Pack(args.pack), args.split, max_utterances=args.max_utterances)
     return {"model": about, **results}, text
@@ -339,6 +341,9 @@ def _parser() -> argparse.ArgumentParser:
     add_page_options(speech)
     _add_sampling(speech)
     speech.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    speech.add_argument(
+        "--weights", choices=["auto", "fp32", "int8"], default="auto", help="how a CPU reads them (%(default)s)"
+    )
     _add_judging(speech)
 
     lm = add("lm", _lm, "loss and accuracy of the AR and the NAR model on held-out recordings")
@@ -346,6 +351,9 @@ def _parser() -> argparse.ArgumentParser:
     lm.add_argument("--pack", required=True, metavar="DIR", help="packed dataset, made with the model's codec")
     lm.add_argument("--max-utterances", type=_count, metavar="N", help="so many, evenly over the split (all)")
     lm.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    lm.add_argument(
+        "--weights", choices=["auto", "fp32", "int8"], default="auto", help="how a CPU reads them (%(default)s)"
+    )
 
     judges = add("judges", _measure_judges, "how good the judges are on recordings of people")
     judges.add_argument("--max-utterances", type=_count, metavar="N", help="recognise so many (all)")

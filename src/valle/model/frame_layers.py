@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from valle.model.halving import FrameConv, Linear
+from valle.model.narrow import FrameConv, Linear
 
 
 class _Convolutions(nn.Module):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from valle.errors import ValleError
-from valle.model.halving import Halvable, Linear
+from valle.model.narrow import Linear, Narrowable
 
 IGNORE_INDEX = -100
 """The target of a place that is not in the loss. Neither a token nor padding: no input holds it."""
@@ -256,7 +256,7 @@ def _run_block(block: nn.Module, *args: Any) -> Tensor:
     return block(*args)  # type: ignore[no-any-return]
 
 
-class Embedding(Halvable, nn.Embedding):
+class Embedding(Narrowable, nn.Embedding):
     """A table of vectors [n, D], N(0, 1/D) at the start."""
 
     def reset_parameters(self) -> None:

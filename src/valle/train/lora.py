@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from valle.errors import ValleError
-from valle.model.halving import Linear
+from valle.model.narrow import Linear
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""Layers that read their weights in fewer bits, for a model that speaks on a CPU.
+
+With a few rows at a time nearly all of a layer's time goes into reading its weights: half the bytes take half as long.
+
+- ``fp16`` loses nothing: inputs, products and sums stay float32, and only weights that half precision holds exactly
+  are taken, as those of a stored model are (``valle.pretrained``). Results differ by rounding alone.
+- ``int8`` is for large models, and faster with many rows too: the inputs of linear layers become 8-bit numbers in each
+  row by its own largest one, weights 7-bit ones in each output channel. Rows stay independent: what one says does not
+  depend on the batch. What it costs in loss and speech is in docs/performance.md. Embedding tables as output layers and
+  convolutions stay in fp16.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from valle.errors import ValleError
+
+Precision = Literal["fp16", "int8"]
+
+_MANY_ROWS = 64
+"""From here on fp32 is as fast as fp16: the work is no longer in reading weights."""
+
+_SHARED_OUT = 1 << 18
+"""Numbers of a matrix from which on threads share its product; below, they would wait for each other longer."""
+
+_MOST_INPUT, _MOST_WEIGHT = 127, 63
+"""Largest 8-bit input, and weight. AVX2 adds up products of two pairs in 16 bits, which hold 2 · (128 + 127) · 63."""
+
+
+@cache
+def can_halve() -> bool:
+    """Whether torch can multiply by weights in half precision on this machine's CPU.
+
+    It can by FBGEMM, on x86 with AVX2. Of its two products one shares the work out over threads, the other costs less
+    to call. The functions for the latter are announced to go from torch, which names no others as fast; without them
+    weights are read as they are.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return False
+    if not hasattr(torch, "fbgemm_linear_fp16_weight_fp32_activation"):
+        return False
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # each tells once that it will go
+        one = torch.ones(1, 1)
+        torch.fbgemm_linear_fp16_weight_fp32_activation(one, torch.fbgemm_pack_gemm_matrix_fp16(one), one[0])
+        torch.ops.quantized.linear_dynamic_fp16(one, torch.ops.quantized.linear_prepack_fp16(one, one[0]))
+    return True
+
+
+@cache
+def can_int8() -> bool:
+    """Whether torch can multiply 8-bit numbers on this machine's CPU by FBGEMM (x86 with AVX2)."""
+    return (
+        "fbgemm" in torch.backends.quantized.supported_engines
+        and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+        and hasattr(torch, "quantize_per_channel")
+    )
+
+
+class Narrowable(nn.Module):
+    """A layer with weights [n, ...], seen as a matrix [n, m], and perhaps a bias [n]."""
+
+    weight: Tensor
+    narrowed: Callable[[Tensor], Tensor] | None = None
+    """The product with the weights in fewer bits, in a layout that only torch understands."""
+    int8 = False
+    """Whether those are 8."""
+
+    def narrow(self, precision: Precision = "fp16") -> None:
+        """Read the weights in fewer bits from now on, in half precision where they lose nothing and the machine can.
+
+        NOTE on the CPU, and when the weights no longer change: these are a copy. Training does not use it.
+        """
+        weight, bias = self.weight.detach().flatten(1), getattr(self, "bias", None)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        self.narrowed = None
+        self.int8 = precision == "int8" and isinstance(self, nn.Linear)
+        if self.int8:
+            self.narrowed = _int8(weight, bias)
+        elif can_halve() and torch.equal(weight, weight.half().float()):
+            self.narrowed = _halved(weight, bias)
+
+    def multiplier(self) -> Callable[[Tensor], Tensor]:
+        """x [..., m] -> [..., n] as a function, which costs less to call than a module."""
+        if self.narrowed is None or self.training:
+            weight, bias = self.weight.flatten(1), getattr(self, "bias", None)
+            return lambda x: F.linear(x, weight, bias)
+        return self.narrowed
+
+
+class Linear(Narrowable, nn.Linear):
+    """A linear layer that can be narrowed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        if self.narrowed is None or self.training or not (self.int8 or x.numel() <= _MANY_ROWS * self.in_features):
+            return super().forward(x)
+        return self.narrowed(x)
+
+
+class FrameConv(Narrowable, nn.Conv1d):
+    """A convolution over frames, whose ``multiplier`` gives one: [B, in_channels * kernel_size] -> [B, out_channels]"""
+
+
+def narrow(model: nn.Module, precision: Precision = "fp16") -> None:
+    """Narrow all layers of a model that can be.
+
+    Raises:
+        ValleError: int8 on a machine whose torch has no such products.
+    """
+    if precision == "int8" and not can_int8():
+        raise ValleError(
+            "weights in int8 need torch's FBGEMM, which is there on x86 with AVX2; leave weights auto on this machine"
+        )
+    for module in model.modules():
+        if isinstance(module, Narrowable):
+            module.narrow(precision)
+
+
+def _halved(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """x [..., m] -> [..., n], by weight [n, m] and bias [n] in half precision."""
+    if weight.numel() >= _SHARED_OUT:
+        shared_out = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        product = torch.ops.quantized.linear_dynamic_fp16.default
+        return lambda x: product(x, shared_out)
+    packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
+    return lambda x: torch.fbgemm_linear_fp16_weight_fp32_activation(x, packed, bias)
+
+
+def _int8(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """x [..., m] -> [..., n], by weight [n, m] in 8 bits."""
+    scales = (weight.abs().amax(1).double() / _MOST_WEIGHT).clamp(min=1e-12)
+    engine = torch.backends.quantized.engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's plans for its quantised tensors
+        torch.backends.quantized.engine = "fbgemm"  # or it might pack for oneDNN, which this product cannot read
+        quantised = torch.quantize_per_channel(
+            weight.contiguous(), scales, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8
+        )
+        packed = torch.ops.quantized.linear_prepack(quantised, None)
+        torch.backends.quantized.engine = engine
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+    largest_of = torch.linalg.vector_norm
+    step, zero = 1 / _MOST_INPUT, _MOST_INPUT + 1
+
+    def multiply(x: Tensor) -> Tensor:
+        largest = largest_of(x, torch.inf, -1, keepdim=True).clamp_(min=1e-20)  # [..., 1]
+        return torch.addcmul(bias, product(x / largest, step, zero, packed), largest)
+
+    return multiply
