@@ -4,7 +4,8 @@ What ``Transformer.forward`` does over a KV cache, for one column a row. At this
 part of the time, so that modules are taken apart once and nothing is looked up later.
 
 Rows may begin alike: C rows then go on from each row that was read. What they have in common is kept once and read once
-for all of them, which is most of what attention reads. Inside, their rows stand side by side, [B, H, C, ...].
+for all of them, which is most of what attention reads. Inside, their rows stand side by side, [B, H, C, ...]. A single
+row has nothing in common with others: what comes is written behind what was there, and attention is one call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.model.transformer import Block, KVCache, Transformer
@@ -68,6 +70,12 @@ class _Layer:
         self.shape = (n_rows, n_copies, 3, n_heads, d)
         self.scale = d**-0.5
         self.n_shared = n
+        self.all: Tensor | None = None
+        if n_copies == 1:
+            self.all = first_keys.new_empty(2, n_rows, n_heads, n + max_len, d)  # keys and values
+            self.all[0, :, :, :n], self.all[1, :, :, :n] = first_keys, first_values
+            self.hidden = None if hidden is None else F.pad(hidden, (0, max_len))  # [B, 1, 1, n + max_len]
+            return
         self.shared_keys = first_keys.flatten(0, 1).transpose(1, 2)  # [B * H, d, n]
         self.shared_values = first_values.flatten(0, 1)  # [B * H, n, d]
         self.hidden = None if hidden is None else hidden.expand(-1, n_heads, n_copies, -1).flatten(0, 1)
@@ -85,6 +93,13 @@ class _Layer:
     def attend(self, x: Tensor, n: int) -> Tensor:
         """x [B * C, D] -> [B * C, D]."""
         qkv = self.qkv(x).view(self.shape).permute(2, 0, 3, 1, 4)  # [3, B, H, C, d]
+        if self.all is not None:
+            end = self.n_shared + n + 1
+            self.all[:, :, :, end - 1 : end] = qkv[1:]
+            keys, values = self.all[:, :, :, :end].unbind(0)  # [B, H, end, d] each
+            mask = None if self.hidden is None else self.hidden[..., :end]
+            y = F.scaled_dot_product_attention(qkv[0], keys, values, attn_mask=mask)  # [B, H, 1, d]
+            return self.out(y.flatten(1))
         self.own[:, :, :, :, n] = qkv[1:]
         keys, values = self.own_keys[:, : n + 1], self.own_values[:, : n + 1]  # [B * H * C, n + 1, d] each
         q = (qkv[0] * self.scale).flatten(0, 1)  # [B * H, C, d]
