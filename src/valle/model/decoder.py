@@ -5,7 +5,7 @@ part of the time, so that modules are taken apart once and nothing is looked up 
 
 Rows may begin alike: C rows then go on from each row that was read. What they have in common is kept once and read once
 for all of them, which is most of what attention reads. Inside, their rows stand side by side, [B, H, C, ...]. A single
-row has nothing in common with others: what comes is written behind what was there, and attention is one call.
+row has nothing in common with others: what comes is written behind what was there.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class _Layer:
         if n_copies == 1:
             self.all = first_keys.new_empty(2, n_rows, n_heads, n + max_len, d)  # keys and values
             self.all[0, :, :, :n], self.all[1, :, :, :n] = first_keys, first_values
-            self.hidden = None if hidden is None else F.pad(hidden, (0, max_len))  # [B, 1, 1, n + max_len]
+            self.hidden = None
+            if hidden is not None:  # [B * H, 1, n + max_len]
+                self.hidden = F.pad(hidden, (0, max_len)).expand(-1, n_heads, 1, -1).flatten(0, 1)
             return
         self.shared_keys = first_keys.flatten(0, 1).transpose(1, 2)  # [B * H, d, n]
         self.shared_values = first_values.flatten(0, 1)  # [B * H, n, d]
@@ -94,12 +96,7 @@ class _Layer:
         """x [B * C, D] -> [B * C, D]."""
         qkv = self.qkv(x).view(self.shape).permute(2, 0, 3, 1, 4)  # [3, B, H, C, d]
         if self.all is not None:
-            end = self.n_shared + n + 1
-            self.all[:, :, :, end - 1 : end] = qkv[1:]
-            keys, values = self.all[:, :, :, :end].unbind(0)  # [B, H, end, d] each
-            mask = None if self.hidden is None else self.hidden[..., :end]
-            y = F.scaled_dot_product_attention(qkv[0], keys, values, attn_mask=mask)  # [B, H, 1, d]
-            return self.out(y.flatten(1))
+            return self._attend_alone(qkv, self.all, self.n_shared + n + 1)
         self.own[:, :, :, :, n] = qkv[1:]
         keys, values = self.own_keys[:, : n + 1], self.own_values[:, : n + 1]  # [B * H * C, n + 1, d] each
         q = (qkv[0] * self.scale).flatten(0, 1)  # [B * H, C, d]
@@ -115,6 +112,21 @@ class _Layer:
         n_rows, n_copies, _, n_heads, d = self.shape
         found = found.view(n_rows, n_heads, n_copies, d).transpose(1, 2)  # [B, C, H, d]
         return self.out(found.reshape(n_rows * n_copies, n_heads * d))
+
+    def _attend_alone(self, qkv: Tensor, all: Tensor, end: int) -> Tensor:
+        """qkv [3, B, H, 1, d], all [2, B, H, n, d] of which ``end`` columns count, the last of them new -> [B, D].
+
+        NOTE two products are twice as fast as ``scaled_dot_product_attention``, which shares nothing out for one query.
+        """
+        all[:, :, :, end - 1 : end] = qkv[1:]
+        keys, values = all.flatten(1, 2)[:, :, :end].unbind(0)  # [B * H, end, d] each
+        q = (qkv[0] * self.scale).flatten(0, 1)  # [B * H, 1, d]
+        if self.hidden is None:
+            scores = torch.bmm(q, keys.transpose(1, 2))  # [B * H, 1, end]
+        else:
+            scores = torch.baddbmm(self.hidden[:, :, :end], q, keys.transpose(1, 2))
+        found = torch.bmm(scores.softmax(dim=2), values)  # [B * H, 1, d]
+        return self.out(found.view(all.shape[1], -1))
 
 
 def _norm(norm: nn.Module) -> _Function:
