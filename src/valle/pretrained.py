@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
+from valle.blank import blank
 from valle.codec.base import Codec, load_codec
 from valle.config import from_dict, to_dict
 from valle.errors import ValleError
@@ -282,7 +283,8 @@ def _load(folder: Path, cls: Callable[..., Model] | type[Model], device: torch.d
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValleError(f"the model has no {folder / name}; it is incomplete")
-    model: Model = cls.from_config(_read_json(folder / "config.json"))  # type: ignore[union-attr]
+    with blank():
+        model: Model = cls.from_config(_read_json(folder / "config.json"))  # type: ignore[union-attr]
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError) as error:

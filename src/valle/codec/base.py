@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from valle.blank import blank
 from valle.errors import ValleError
 from valle.files import fingerprint, write_atomic
 
@@ -147,7 +148,8 @@ def _read_codec(folder: Path) -> Codec:
         from valle.codec.encodec import EnCodec as Class  # type: ignore[assignment]
     else:
         raise ValleError(f'{folder} names the codec type {kind!r}; known are "spectral" and "encodec"')
-    codec = Class.from_config(config)
+    with blank():
+        codec = Class.from_config(config)
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
     missing, unexpected = codec.load_state_dict(state, strict=False)
     missing = [k for k in missing if "ema_" not in k]
