@@ -18,6 +18,7 @@ from sounds import voiced
 from valle import VALLE, Audio, ValleError, pretrained
 from valle.model.ar import AR, ARResult
 from valle.model.nar import NAR
+from valle.model.narrow import can_halve, can_int8
 from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
 from valle.pretrained import describe, load_pretrained, save_pretrained
 from valle.tts import SpeakOptions
@@ -536,6 +537,34 @@ def test_weights_stored_in_half_precision_become_float32(tts: VALLE, tiny_model_
     for model in (tts.model.ar, tts.model.nar, tts.model.codec):
         assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
         assert not model.training
+
+
+def test_weights_are_read_as_asked(tiny_model_dir: Path) -> None:
+    as_they_are = VALLE.from_pretrained(tiny_model_dir, "cpu", "fp32").model
+    assert not any(getattr(m, "narrowed", None) for m in as_they_are.ar.modules())
+    halved = load_pretrained(tiny_model_dir, "cpu")
+    layer, decoder = halved.ar.transformer.blocks[0].ff.up, halved.codec.get_submodule("decoder")
+    assert (layer.narrowed is not None) == can_halve()
+    assert any(getattr(m, "narrowed", None) for m in decoder.modules()) == can_halve()
+    encoding = [m for part in halved.codec.encoding_modules() for m in part.modules()]
+    assert not any(getattr(m, "narrowed", None) for m in encoding), "codes must be those of the shards"
+    codes = torch.randint(0, 16, (1, 8, 20))
+    torch.testing.assert_close(halved.codec.decode(codes), as_they_are.codec.decode(codes), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValleError, match="weights is 'int4'; give one of auto, fp32, int8"):
+        load_pretrained(tiny_model_dir, "cpu", "int4")
+
+
+@pytest.mark.skipif(not can_int8(), reason="no 8-bit products on this machine")
+def test_speech_in_8_bits(tiny_model_dir: Path) -> None:
+    """It speaks, and what it says does not depend on what is said beside it."""
+    tts = VALLE.from_pretrained(tiny_model_dir, "cpu", "int8")
+    assert tts.model.ar.transformer.blocks[0].ff.up.int8
+    assert tts.model.nar.transformer.blocks[0].ff.up.int8
+    prompt = tts.prompt()
+    alone = tts.generate("Hi there.", prompt=prompt, seed=3, max_seconds=1.0)
+    assert alone.codes.shape[1] > 0
+    together = tts.generate_batch(["Hi there.", "You and I."], prompt=prompt, seed=3, max_seconds=1.0)
+    assert torch.equal(together[0].codes, alone.codes)
 
 
 def test_a_model_survives_being_stored_again(tts: VALLE, tmp_path: Path) -> None:

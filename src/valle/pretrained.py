@@ -187,7 +187,8 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
         model: which (``find_model``).
         device: where (``pick_device``).
         weights: how a CPU reads those of the language models when it speaks (``valle.model.narrow``): "fp32" as they
-            are, "int8" in 8 bits, both models; "auto": the AR's in half precision, which gives the same.
+            are, "int8" in 8 bits, both models; "auto": the AR's in half precision, which gives the same. The codec's
+            decoder is read in half precision, too, but for "fp32".
 
     Raises:
         ValleError: no such model, a file of it is missing or damaged, its parts do not belong together, or weights that
@@ -210,6 +211,10 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
         narrow(nar, "int8")
     elif weights == "auto" and where.type == "cpu":
         narrow(ar)
+    if weights != "fp32" and where.type == "cpu":
+        for module in codec.children():
+            if module not in codec.encoding_modules():  # whose codes must be those of the shards to the last bit
+                narrow(module)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     if pretrained.needs_aligner and (path / ALIGNER).is_dir():
         from valle.asr.aligner import Aligner

@@ -261,7 +261,10 @@ def _codec(folder: str | None) -> Codec:
 
     if folder is None and not (EMBEDDED / "codec" / "config.json").is_file():
         return SpectralCodec(SpectralCodecConfig()).eval()
-    return load_codec(folder or EMBEDDED / "codec")
+    codec = load_codec(folder or EMBEDDED / "codec")
+    if can_halve():
+        narrow(codec.get_submodule("decoder"))  # as ``load_pretrained`` does
+    return codec
 
 
 def _random(n: int, batch: int, *shape: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from valle.model.narrow import Linear
+
 
 class FrameConv(nn.Module):
     """Convolution over time in the layout [B, T, C], with ``left`` and ``right`` frames of context padded by zeros."""
@@ -45,8 +47,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = FrameConv(dim, dim, left, right, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.up = Linear(dim, hidden)
+        self.down = Linear(hidden, dim)
         self.scale = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:

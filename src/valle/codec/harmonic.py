@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.codec.frames import Backbone, InverseSTFT, OverlapAddStream
+from valle.model.narrow import Linear
 
 if TYPE_CHECKING:
     from valle.codec.spectral import SpectralCodecConfig
@@ -103,8 +104,8 @@ class HarmonicDecoder(nn.Module):
         self.n_fft = 4 * self.sub_hop
         self.n_bins = self.n_fft // 2 + 1
         self.backbone = decoder_backbone(config)
-        self.filters = nn.Linear(config.decoder_dim, N_SUB * 3 * self.n_bins)
-        self.pitch = nn.Linear(config.decoder_dim, N_SUB)
+        self.filters = Linear(config.decoder_dim, N_SUB * 3 * self.n_bins)
+        self.pitch = Linear(config.decoder_dim, N_SUB)
         self.istft = InverseSTFT(self.sub_hop, self.n_fft)
         noise = torch.randn(_N_NOISE, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
