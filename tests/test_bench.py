@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,3 +78,15 @@ def test_ar_writes_to_its_limit() -> None:
 def test_repeats_are_needed() -> None:
     with pytest.raises(ValleError, match="--repeats is 0; it must be at least 1"):
         speak.main(["--repeats", "0"])
+
+
+@pytest.mark.usefixtures("tiny_sizes")
+def test_what_users_wait_for(capsys: pytest.CaptureFixture[str], tiny_model_dir: Path) -> None:
+    assert speak.main(["--size", "default", "--repeats", "1", "--say", "--model", str(tiny_model_dir), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    say = results["say"]
+    assert say["command_s"] > 0
+    for key in ("rtf", "rtf_1", "first_audio_s"):
+        low, high = say[key]
+        assert 0 < low <= high
+    assert "until the first sound of a stream" in speak.markdown(results)

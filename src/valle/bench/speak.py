@@ -13,7 +13,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +41,9 @@ WAYS = ("fp32", "fp16", "int8")
 """How weights are read, the plain way first."""
 CODEC_S = 5.0
 CHUNK_FRAMES = 15  # 0.2 s, of the streamed decoding
+WORDS = "Hello from a small voice."
+SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody in the village had seen it before."
+TEXT = f"It was late when they came to the river. {SENTENCE} They sat down and waited for the morning."
 SIZES = {"default": 150, "paper": 60}
 """Size -> tokens that the AR writes: enough for a steady rate, few enough for a slow machine."""
 
@@ -179,6 +184,42 @@ def bench_codec(codec: Codec, repeats: int) -> dict[str, float]:
     }
 
 
+def bench_say(model: str | None, repeats: int, seeds: int = 3) -> dict[str, Any]:
+    """What a user waits for, with a whole model and its default voice.
+
+    Args:
+        model: folder or hub id; None: the embedded one.
+        repeats: of the command, of which the median is taken.
+        seeds: other speech for each; ranges are over them.
+
+    Returns:
+        ``command_s``, seconds from the start of ``valle say`` with five words to its finished file; ``rtf`` and
+        ``rtf_1``, [least, most] seconds of work for a second of speech, 18 words, as many candidates as the model's
+        default and one; ``first_audio_s``, [least, most] until the first chunk of a streamed text.
+    """
+    from valle.tts import VALLE
+
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "valle", "say", WORDS, "--seed", "0", "-o", str(Path(folder) / "out.wav")]
+        for _ in range(repeats):
+            began = perf_counter()
+            subprocess.run([*command, *(["--model", model] if model else [])], check=True, capture_output=True)
+            times.append(perf_counter() - began)
+    tts = VALLE.from_pretrained(model, "cpu")
+    prompt = tts.prompt()
+    tts.generate(WORDS, prompt=prompt, seed=0)
+    rtfs: dict[str, list[float]] = {"rtf": [], "rtf_1": [], "first_audio_s": []}
+    for seed in range(seeds):
+        for key, n in (("rtf", None), ("rtf_1", 1)):
+            rtfs[key].append(tts.generate(SENTENCE, prompt=prompt, seed=seed, num_candidates=n).info["rtf"])
+        began = perf_counter()
+        next(tts.stream(TEXT, prompt=prompt, seed=seed))
+        rtfs["first_audio_s"].append(perf_counter() - began)
+    ranges = {key: [min(values), max(values)] for key, values in rtfs.items()}
+    return {"model": tts.model.info.name, "command_s": statistics.median(times), **ranges}
+
+
 def machine() -> dict[str, Any]:
     """What was measured on."""
     name = platform.processor() or platform.machine()
@@ -207,6 +248,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--codec", metavar="DIR", help="folder of a codec (one of the embedded one's kind)")
     parser.add_argument("--threads", type=int, default=0, help="of the processor; 0: torch's choice")
     parser.add_argument("--repeats", type=int, default=3, help="of which the median is taken (%(default)s)")
+    parser.add_argument("--say", action="store_true", help="what users wait for with a whole model, too")
+    parser.add_argument("--model", metavar="DIR", help="of --say: a model's folder or hub id (the embedded one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -214,10 +257,16 @@ def main(argv: Sequence[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     sizes: dict[str, dict[str, Any]] = {}
-    results = {"machine": machine(), "codec": bench_codec(_codec(args.codec), args.repeats), "sizes": sizes}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "codec": bench_codec(_codec(args.codec), args.repeats),
+        "sizes": sizes,
+    }
     for size in SIZES if args.size == "all" else [args.size]:  # the small one first: the peak only ever grows
         sizes[size] = bench_models(configs(size), SIZES[size], args.repeats)
         sizes[size]["peak_memory_mb"] = peak_memory_mb()
+    if args.say:
+        results["say"] = bench_say(args.model, args.repeats)
     sys.stdout.write(json.dumps(results, indent=1) + "\n" if args.json else markdown(results))
     return 0
 
@@ -246,6 +295,13 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | | | | | | |")
     lines.append("\n| codec, real-time factor | encode | decode | decode in chunks of 0.2 s |\n|---|---|---|---|")
     lines.append(f"| | {codec['encode_rtf']:.4f} | {codec['decode_rtf']:.4f} | {codec['stream_rtf']:.4f} |\n")
+    if say := results.get("say"):
+        lines.append(f"| {say['model']}, default voice | |\n|---|---|")
+        lines.append(f"| five words, from the command to the finished file | {say['command_s']:.1f} s |")
+        lines.append(f"| real-time factor, 18 words | {say['rtf'][0]:.2f} to {say['rtf'][1]:.2f} |")
+        lines.append(f"| with one candidate | {say['rtf_1'][0]:.2f} to {say['rtf_1'][1]:.2f} |")
+        first = say["first_audio_s"]
+        lines.append(f"| until the first sound of a stream | {first[0]:.2f} to {first[1]:.2f} s |\n")
     return "\n".join(lines)
 
 
