@@ -46,6 +46,7 @@ def test_json_has_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads(capsys.readouterr().out)
     assert set(results["sizes"]) == {"default", "paper"}
     assert results["machine"]["torch"] == torch.__version__
+    assert results["machine"]["memory_gb_per_s"] > 0
     ways = [way for way, can in (("fp32", True), ("fp16", can_halve()), ("int8", can_int8())) if can]
     for size in results["sizes"].values():
         assert list(size["ar"]) == ways

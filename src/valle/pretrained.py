@@ -180,6 +180,13 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
+def narrow_decoder(codec: Codec) -> None:
+    """Narrow what does not decide the codes, which must be those of the shards to the last bit."""
+    for module in codec.children():
+        if module not in codec.encoding_modules():
+            narrow(module)
+
+
 def load_pretrained(model: str | Path | None = None, device: str = "auto", weights: str = "auto") -> Pretrained:
     """Find, read and check a model. Its weights become float32 however they are stored.
 
@@ -212,9 +219,7 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
     elif weights == "auto" and where.type == "cpu":
         narrow(ar)
     if weights != "fp32" and where.type == "cpu":
-        for module in codec.children():
-            if module not in codec.encoding_modules():  # whose codes must be those of the shards to the last bit
-                narrow(module)
+        narrow_decoder(codec)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     if pretrained.needs_aligner and (path / ALIGNER).is_dir():
         from valle.asr.aligner import Aligner

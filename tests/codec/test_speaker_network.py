@@ -16,9 +16,9 @@ from valle.asr.hybrid.network import NetworkConfig
 from valle.codec.speaker import (
     SpeakerConfig,
     SpeakerLoss,
-    SpeakerNetwork,
     SpeakerTrainConfig,
     SpeakerTrainer,
+    XVectorNetwork,
     main,
 )
 from valle.errors import ValleError
@@ -84,7 +84,7 @@ def test_the_command_writes_what_is_read(config: SpeakerTrainConfig, tmp_path: P
         "[model.network]\nwidth = 24\nmiddle = 8\ndilations = [1, 2]\n"
     )
     assert main([str(path)]) == 0
-    network = SpeakerNetwork.load(tmp_path / "run" / "model")
+    network = XVectorNetwork.load(tmp_path / "run" / "model")
     assert network.config.network.width == 24
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert 0 <= logged[-1]["dev/eer"] <= 1
@@ -92,9 +92,9 @@ def test_the_command_writes_what_is_read(config: SpeakerTrainConfig, tmp_path: P
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValleError, match="is damaged"):
-        SpeakerNetwork.load(tmp_path / "run" / "model")
+        XVectorNetwork.load(tmp_path / "run" / "model")
     with pytest.raises(ValleError, match="is not a speaker network"):
-        SpeakerNetwork.load(tmp_path)
+        XVectorNetwork.load(tmp_path)
 
 
 def test_one_speaker_is_too_few(config: SpeakerTrainConfig, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_one_speaker_is_too_few(config: SpeakerTrainConfig, tmp_path: Path) -> N
 
 def test_the_loss_hears_noise_and_leaves_the_network_alone() -> None:
     torch.manual_seed(0)
-    loss = SpeakerLoss(SpeakerNetwork(TINY))
+    loss = SpeakerLoss(XVectorNetwork(TINY))
     wav = torch.from_numpy(voice(1, 0, 12000)).float().view(1, 1, -1)
     noise = torch.randn(wav.shape)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from valle.asr.hybrid.features import N_MELS, SAMPLE_RATE
 from valle.asr.hybrid.model import HybridModel
 from valle.asr.hybrid.network import Network
+from valle.codec.losses import feature_matching_loss
 from valle.errors import ValleError
 
 _PREEMPHASIS = 0.97
@@ -102,9 +103,8 @@ class RecogniserLoss(nn.Module):
             *wanted, logits = self.network.layers(mels - mean)
             answer = logits.log_softmax(-1)
         *heard, logits = self.network.layers(self.mel(wav) - mean)
-        terms = [F.l1_loss(h, w) / w.abs().mean().clamp(min=1e-6) for h, w in zip(heard, wanted, strict=True)]
         divergence = F.kl_div(logits.log_softmax(-1), answer, log_target=True, reduction="none").sum(-1).mean()
-        return torch.stack(terms).mean() + divergence
+        return feature_matching_loss([heard], [wanted]) + divergence
 
 
 def _triangles(hz: Tensor) -> Tensor:

@@ -32,10 +32,12 @@ from torch import Tensor, nn
 
 from valle.asr.hybrid.network import Network, NetworkConfig
 from valle.codec.crops import WaveCache, build_cache
+from valle.codec.losses import feature_matching_loss
 from valle.codec.perceptual import KaldiMel
 from valle.config import from_dict, load_config, to_dict
 from valle.device import choose_device
 from valle.errors import ValleError
+from valle.eval.speaker import equal_error_rate
 from valle.files import write_atomic
 from valle.train.signals import stop_signals
 from valle.train.tracking import Tracker
@@ -55,7 +57,7 @@ class SpeakerConfig:
     """Numbers of an embedding."""
 
 
-class SpeakerNetwork(nn.Module):
+class XVectorNetwork(nn.Module):
     """Log mel energies [B, T, 80] -> embeddings [B, embedding_dim] of unit length."""
 
     def __init__(self, config: SpeakerConfig) -> None:
@@ -85,7 +87,7 @@ class SpeakerNetwork(nn.Module):
         write_atomic(folder / "config.json", (json.dumps(to_dict(self.config), indent=2) + "\n").encode())
 
     @classmethod
-    def load(cls, folder: str | Path) -> SpeakerNetwork:
+    def load(cls, folder: str | Path) -> XVectorNetwork:
         """Read what ``save`` wrote.
 
         Raises:
@@ -117,7 +119,7 @@ class SpeakerLoss(nn.Module):
     The relative difference of the inner features of each block, plus one less the cosine of the embeddings.
     """
 
-    def __init__(self, network: SpeakerNetwork, sample_rate: int = 24000) -> None:
+    def __init__(self, network: XVectorNetwork, sample_rate: int = 24000) -> None:
         super().__init__()
         self.mel = KaldiMel(sample_rate)
         self.network = network.eval().requires_grad_(False)
@@ -128,8 +130,7 @@ class SpeakerLoss(nn.Module):
             mean = mels.mean(1, keepdim=True)  # of both, so that a difference of the level is one
             *wanted, voice = self.network.layers(mels - mean)
         *heard, own = self.network.layers(self.mel(wav) - mean)
-        terms = [F.l1_loss(h, w) / w.abs().mean().clamp(min=1e-6) for h, w in zip(heard, wanted, strict=True)]
-        return torch.stack(terms).mean() + 1 - (own * voice).sum(1).mean()
+        return feature_matching_loss([heard], [wanted]) + 1 - (own * voice).sum(1).mean()
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class SpeakerTrainer:
         self.train = build_cache(config.manifest, config.train_splits, config.cache)
         self.dev = build_cache(config.manifest, config.dev_splits, config.cache)
         self.speakers = _speakers(config.manifest, self.train)
-        self.network = SpeakerNetwork(config.model).to(self.device)
+        self.network = XVectorNetwork(config.model).to(self.device)
         self.mel = KaldiMel(24000).to(self.device)
         self.classes = nn.Parameter(
             F.normalize(torch.randn(len(self.speakers) * len(config.speeds), config.model.embedding_dim), dim=1).to(
@@ -277,10 +278,7 @@ class SpeakerTrainer:
         e, s = torch.stack(embeddings), torch.tensor(speakers)
         rows, columns = torch.triu_indices(len(s), len(s), 1)
         cosines, same = (e[rows] * e[columns]).sum(1), s[rows] == s[columns]
-        thresholds = cosines.sort().values
-        missed = torch.searchsorted(cosines[same].sort().values, thresholds).float() / same.sum()
-        false = 1 - torch.searchsorted(cosines[~same].sort().values, thresholds).float() / (~same).sum()
-        return float(torch.maximum(missed, false).min())
+        return equal_error_rate(cosines[same].tolist(), cosines[~same].tolist())[0]
 
 
 def _speakers(manifest: str | Path, cache: WaveCache) -> list[list[int]]:

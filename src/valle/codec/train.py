@@ -164,9 +164,9 @@ class CodecTrainer:
 
             listeners["recogniser"] = RecogniserLoss.load(self.config.recogniser, self.codec.sample_rate)
         if self.config.speaker:
-            from valle.codec.speaker import SpeakerLoss, SpeakerNetwork
+            from valle.codec.speaker import SpeakerLoss, XVectorNetwork
 
-            listeners["speaker"] = SpeakerLoss(SpeakerNetwork.load(self.config.speaker), self.codec.sample_rate)
+            listeners["speaker"] = SpeakerLoss(XVectorNetwork.load(self.config.speaker), self.codec.sample_rate)
         return {name: listener.to(self.device) for name, listener in listeners.items()}
 
     def _build_probe(self) -> MelProbe | None:
