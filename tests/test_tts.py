@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from aligners import tiny_aligner
 from sounds import voiced
 from valle import VALLE, Audio, ValleError, pretrained
-from valle.model.ar import AR, ARResult
+from valle.model.ar import AR, ARResult, ARStep
 from valle.model.nar import NAR
 from valle.model.narrow import can_halve, can_int8
 from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
@@ -107,7 +108,7 @@ def test_a_batch_takes_a_prompt_for_each_text(tts: VALLE, prompt: Prompt, tmp_pa
 def test_a_stream_is_what_generate_gives(tts: VALLE, prompt: Prompt) -> None:
     whole = tts.generate(TWO, prompt=prompt, seed=6)
     assert len(whole.info["pieces"]) == 2
-    chunks = list(tts.stream(TWO, prompt=prompt, seed=6))
+    chunks = list(tts.stream(TWO, prompt=prompt, seed=6, early=False))
     assert len(chunks) > 3
     assert all(chunk.info["synthetic"] and chunk.info["seed"] == 6 for chunk in chunks)
     torch.testing.assert_close(torch.cat([c.waveform for c in chunks], dim=1), whole.waveform, atol=1e-5, rtol=0)
@@ -124,7 +125,7 @@ def test_a_stream_speaks_only_as_far_as_it_is_heard(
         return speak(self, pieces, *args)
 
     monkeypatch.setattr(VALLE, "_speak", counting)
-    stream = tts.stream(TWO, prompt=prompt, seed=6)
+    stream = tts.stream(TWO, prompt=prompt, seed=6, early=False)
     assert spoken == []
     next(stream)
     assert spoken == ["Hi."]
@@ -153,7 +154,9 @@ def test_max_seconds_bounds_the_speech(tts: VALLE, prompt: Prompt) -> None:
     assert audio.info["stop"] == "max_seconds"
     assert "max_seconds" in audio.info["warnings"][0]
     assert abs(float(audio.waveform[0, -1])) < 1e-3  # faded out
-    streamed = torch.cat([c.waveform for c in tts.stream(TWO, prompt=prompt, seed=8, max_seconds=0.5)], dim=1)
+    streamed = torch.cat(
+        [c.waveform for c in tts.stream(TWO, prompt=prompt, seed=8, max_seconds=0.5, early=False)], dim=1
+    )
     torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
 
 
@@ -175,7 +178,9 @@ def test_continual_goes_on_from_the_recording(tts: VALLE, tmp_path: Path) -> Non
     # What was cut off the recording bounds the length of its continuation.
     rest = prompt.n_frames - 225
     assert 0.4 * rest - 1 <= audio.info["frames"] <= 2 * rest + 76
-    streamed = torch.cat([c.waveform for c in tts.stream("", prompt=prompt, continual=True, seed=0)], dim=1)
+    streamed = torch.cat(
+        [c.waveform for c in tts.stream("", prompt=prompt, continual=True, seed=0, early=False)], dim=1
+    )
     torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
 
 
@@ -250,10 +255,61 @@ def test_an_aligned_model_speaks_to_the_end_of_its_text(aligned: VALLE, aligned_
     for text, audio in zip(texts, batch, strict=True):
         assert audio.info["stop"] == "eos"
         assert close(audio, aligned.generate(text, prompt=aligned_prompt, **options))
-    streamed = torch.cat([c.waveform for c in aligned.stream(TWO, prompt=aligned_prompt, **options)], dim=1)
+    streamed = torch.cat(
+        [c.waveform for c in aligned.stream(TWO, prompt=aligned_prompt, early=False, **options)], dim=1
+    )
     torch.testing.assert_close(streamed, batch[1].waveform, atol=1e-5, rtol=0)
     (piece,) = aligned.generate("Hi.", prompt=aligned_prompt, seed=7, num_candidates=3).info["pieces"]
     assert piece["scores"][piece["candidate"]] == max(piece["scores"])
+
+
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_an_early_stream_sounds_before_its_sentence_is_spoken(
+    aligned: VALLE, aligned_prompt: Prompt, num_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("valle.tts._FIRST_FRAMES", 24)
+    text = "A stream that goes on for a good while, so that there is more than one chunk of it to hear."
+    n_spoken = 0
+    steps = type(aligned.model.ar).steps
+
+    def counting(*args: Any, **options: Any) -> Iterator[ARStep]:
+        nonlocal n_spoken
+        for step in steps(*args, **options):
+            n_spoken += 1
+            yield step
+
+    monkeypatch.setattr(type(aligned.model.ar), "steps", counting)
+    chunks, when = [], []
+    for chunk in aligned.stream(text, prompt=aligned_prompt, seed=3, num_candidates=num_candidates):
+        chunks.append(chunk)
+        when.append(n_spoken)
+    total = n_spoken
+    assert when[0] == 24 < total
+    wav = torch.cat([chunk.waveform for chunk in chunks], dim=1)
+    if num_candidates == 1:  # else another one may be chosen
+        whole = aligned.generate(text, prompt=aligned_prompt, seed=3, num_candidates=1)
+        assert wav.shape == whole.waveform.shape
+    n_frames = wav.shape[1] / 320
+    assert n_frames == int(n_frames)
+    assert total - 1 <= n_frames <= total
+    # What is shorter than the first chunk is spoken as ever.
+    options = {"prompt": aligned_prompt, "seed": 3, "num_candidates": num_candidates}
+    short = torch.cat([chunk.waveform for chunk in aligned.stream("Hi.", **options)], dim=1)
+    torch.testing.assert_close(short, aligned.generate("Hi.", **options).waveform, atol=1e-5, rtol=0)
+
+
+def test_an_early_stream_keeps_the_codes_of_the_whole(
+    aligned: VALLE, aligned_prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codebook 1 of the chosen candidate, frame by frame, is the one that it has without being chosen early."""
+    monkeypatch.setattr("valle.tts._FIRST_FRAMES", 12)
+    (piece,) = aligned._pieces("Hello, dear tiny stream.", aligned_prompt, SpeakOptions(), continual=False)
+    options = aligned._parse({"num_candidates": 3})
+    for seed in range(4):
+        seeds = candidate_seeds(seed, 0, 3)
+        codes = torch.cat(list(aligned._speak_early(piece, seeds, options)), dim=1)
+        alone = [aligned._speak([piece], [[s]], aligned._parse({"num_candidates": 1}))[0].codes[0] for s in seeds]
+        assert any(torch.equal(codes[0], own) for own in alone)
 
 
 def test_guidance_is_an_option_and_for_models_that_have_learnt_it(

@@ -16,6 +16,7 @@ finds that out.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import secrets
@@ -44,6 +45,12 @@ BATCH_ROWS = 8
 
 _NAR_SEED = 0x9E3779B97F4A
 _CHUNK_FRAMES = 75  # that a stream decodes at once
+_FIRST_FRAMES = 40
+"""After so many frames, 0.5 s, a stream chooses among the candidates of a sentence, which begins to sound."""
+_HELD_FRAMES = 8
+"""The last frames so far are not sounded yet: their later codebooks also hang on those to come."""
+_GROWTH = 2.0
+"""Each part of a sentence is so many times as long as the one before it: completing takes time, too."""
 
 
 class VALLE:
@@ -201,17 +208,23 @@ class VALLE:
         voice: str | None = None,
         prompt: Prompt | None = None,
         continual: bool = False,
+        early: bool = True,
         **options: Any,
     ) -> Iterator[Audio]:
-        """Speak a long text, sentence by sentence; arguments as for ``generate``.
+        """Speak a long text, sentence by sentence, in chunks of up to a second; arguments as for ``generate``.
 
-        Chunks of about a second come as soon as their sentence is spoken, while the following ones are not. End to
-        end they are what ``generate`` returns. Everything wrong with the arguments is raised before the first chunk.
+        What is not asked for yet is not spoken yet. Everything wrong with the arguments is raised before the first
+        chunk.
+
+        Args:
+            early: let a sentence sound before it is spoken to its end. Its candidates are then compared by their first
+                half second, and its later codebooks completed in parts, so that it differs from what ``generate``
+                returns; without it all chunks end to end are just that.
         """
         parsed = self._parse(options)
         prompt = self._prompt(prompt, ref_audio, ref_text, voice, parsed)
         pieces = self._pieces(text, prompt, parsed, continual)
-        return self._stream(pieces, prompt, parsed)
+        return self._stream(pieces, prompt, parsed, early)
 
     def _parse(self, options: dict[str, Any]) -> SpeakOptions:
         """The options, with what this model cannot do refused before anything is spoken."""
@@ -387,6 +400,79 @@ class VALLE:
             for i in range(len(pieces))
         ]
 
+    def _speak_early(self, piece: Piece, seeds: list[int], options: SpeakOptions) -> Iterator[Tensor]:
+        """Codes [8, t] of a piece, chunk by chunk, before it is at its end."""
+        sampling = options.sampling(self.model.info.sampling)
+        n_candidates = options.num_candidates or 1
+        by_gain = n_candidates > 1 and self.model.ar.config.text_dropout > 0
+        phonemes, phoneme_lens = self._pad([torch.tensor(piece.phonemes)])
+        prompt, prompt_lens = self._pad([piece.prompt.codes[0]])
+        steps = self.model.ar.steps(
+            phonemes,
+            phoneme_lens,
+            prompt,
+            prompt_lens,
+            self._durations([piece]) if self.model.ar.config.alignment else None,
+            min_frames=piece.min_frames,
+            max_frames=piece.max_frames,
+            sampling=sampling,
+            with_gains=by_gain,
+            text_starts=torch.tensor([piece.text_start]),
+            candidates=n_candidates,
+            choose_after=_FIRST_FRAMES,
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+        codes: list[list[int]] = [[] for _ in seeds]
+        index: list[list[int]] = [[] for _ in seeds]
+        qualities = [0.0] * len(seeds)
+        chosen, n_given, wanted = 0, 0, float(_FIRST_FRAMES)
+        stops: list[str | None] = [None] * len(seeds)
+
+        def completed() -> Tensor:
+            device = self.model.device
+            rows = [(0, chosen)]
+            done = self._complete(
+                [piece],
+                rows,
+                {rows[0]: torch.tensor(codes[chosen], device=device)},
+                {rows[0]: torch.tensor(index[chosen], device=device)} if self.model.ar.config.alignment else {},
+                [seeds],
+                options,
+            )
+            return done[rows[0]]
+
+        is_chosen = n_candidates == 1
+        while True:
+            with torch.inference_mode():
+                step = next(steps, None)
+                if step is None:
+                    break
+                for row, code in enumerate(step.codes):
+                    own = chosen if is_chosen else row
+                    qualities[own] += (step.log_probs if step.gains is None else step.gains)[row]
+                    if code is not None:
+                        codes[own].append(code)
+                        if step.index is not None:
+                            index[own].append(step.index[row])
+                    stops[own] = step.stop_reasons[row]
+                if step.kept is not None:
+                    chosen, is_chosen = step.kept[0], True
+                if not is_chosen or len(codes[chosen]) < wanted or stops[chosen] is not None:
+                    continue
+                some = completed()[:, n_given : len(codes[chosen]) - _HELD_FRAMES]
+            n_given += some.shape[1]
+            wanted *= _GROWTH
+            yield some
+        if not is_chosen:  # shorter than what candidates are chosen by
+            scores = [
+                score(piece, len(own), stop or "eos", quality / max(1, len(own)))
+                for own, stop, quality in zip(codes, stops, qualities, strict=True)
+            ]
+            chosen = max(range(len(scores)), key=scores.__getitem__)
+        with torch.inference_mode():
+            some = completed()[:, n_given:]
+        yield some
+
     def _complete(
         self,
         pieces: list[Piece],
@@ -415,7 +501,7 @@ class VALLE:
         assert self.model.aligner is not None
         if not said or not codes.shape[1]:
             return None
-        wav = self.model.codec.decode(codes.unsqueeze(0))[0].float().cpu()  # [1, n]
+        wav = self.model.codec.decode(codes.unsqueeze(0), self._voice(piece))[0].float().cpu()  # [1, n]
         try:
             return self.model.aligner.align(wav, said).fit
         except ValleError:  # too short for its text, or a text without a phone
@@ -498,14 +584,18 @@ class VALLE:
             audio.info.update({"elapsed_s": round(elapsed, 3), "rtf": round(elapsed / total, 3)})
         return audios
 
-    def _stream(self, pieces: list[Piece], prompt: Prompt, options: SpeakOptions) -> Iterator[Audio]:
+    def _stream(self, pieces: list[Piece], prompt: Prompt, options: SpeakOptions, early: bool) -> Iterator[Audio]:
         seed = _draw_seed(options.seed)
         info = self._source(prompt, seed, pieces)
 
         def waves() -> Iterator[tuple[Iterable[Tensor], float]]:
             for i, piece in enumerate(pieces):
-                spoken = self._speak([piece], [candidate_seeds(seed, i, options.num_candidates or 1)], options)[0]
-                yield self._decode_chunks(piece, spoken), piece.pause_s
+                seeds = candidate_seeds(seed, i, options.num_candidates or 1)
+                if early:
+                    codes = self._speak_early(piece, seeds, options)
+                else:
+                    codes = iter([self._speak([piece], [seeds], options)[0].codes])
+                yield self._decode_chunks(piece, codes), piece.pause_s
 
         for wav in join(waves(), self.sample_rate, options.max_seconds):
             if wav.shape[1]:
@@ -514,16 +604,23 @@ class VALLE:
     @torch.inference_mode()
     def _decode(self, piece: Piece, spoken: Spoken) -> Tensor:
         """The wave [1, n] of a piece."""
-        return (self.model.codec.decode(_all_codes(piece, spoken).unsqueeze(0))[0] * piece.prompt.gain).cpu()
+        codes = _all_codes(piece, spoken).unsqueeze(0)
+        return (self.model.codec.decode(codes, self._voice(piece))[0] * piece.prompt.gain).cpu()
 
-    def _decode_chunks(self, piece: Piece, spoken: Spoken) -> Iterator[Tensor]:
-        """The same wave in chunks [1, n]."""
+    def _voice(self, piece: Piece) -> Tensor | None:
+        """What the codec's decoder is told of the prompt's voice, if it is told any."""
+        return self.model.codec.voice(piece.prompt.codes.unsqueeze(0))
+
+    def _decode_chunks(self, piece: Piece, spoken: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The wave of codes [8, t] that come one after the other, in chunks [1, n]."""
         with torch.inference_mode():
-            decoder = self.model.codec.stream_decoder()
-        for codes in torch.split(_all_codes(piece, spoken).unsqueeze(0), _CHUNK_FRAMES, dim=2):
-            with torch.inference_mode():  # not around the yield: the caller's code is no part of it
-                wav = (decoder.push(codes)[0] * piece.prompt.gain).cpu()
-            yield wav
+            decoder = self.model.codec.stream_decoder(self._voice(piece))
+        before = [piece.prompt.codes] if piece.keep_prompt else []
+        for some in itertools.chain(before, spoken):
+            for codes in torch.split(some.unsqueeze(0), _CHUNK_FRAMES, dim=2):
+                with torch.inference_mode():  # not around the yield: the caller's code is no part of it
+                    wav = (decoder.push(codes)[0] * piece.prompt.gain).cpu()
+                yield wav
         with torch.inference_mode():
             wav = (decoder.finish()[0] * piece.prompt.gain).cpu()
         yield wav

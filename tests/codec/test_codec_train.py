@@ -20,6 +20,7 @@ from valle.codec.pitch import build_pitch, fill
 from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
 from valle.codec.train import CodecTrainer, train_codec
 from valle.codec.train_config import CodecTrainConfig, DataConfig
+from valle.data.pack import Pack, PackedUtterance, PackInfo, ShardInfo, write_info, write_shard
 from valle.errors import ValleError
 
 SMALL = SpectralCodecConfig(
@@ -235,6 +236,70 @@ def test_the_decoder_alone_learns_all_numbers_of_codebooks(config: CodecTrainCon
     trainer.codec.quantizer.decode = note  # type: ignore[method-assign]
     trainer.run()
     assert set(used) == {1, 2, 4}
+
+
+def foretold_pack(folder: Path, manifest: Path, fingerprint: str, ids: list[str]) -> Path:
+    """A pack of random codes for recordings of a second."""
+    folder.mkdir()
+    info = PackInfo(fingerprint, "1", 10, 0, 75.0, n_quantizers=4, codebook_size=16, speakers=("a",))
+    generator = torch.Generator().manual_seed(0)
+    utterances = [
+        PackedUtterance(name, torch.ones(3), torch.randint(16, (4, 70), generator=generator), 0) for name in ids
+    ]
+    write_shard(folder / "train-00000.safetensors", utterances, info)
+    write_info(folder, replace(info, shards=(ShardInfo("train-00000.safetensors", "train", len(ids), 1.0),)))
+    return folder
+
+
+def test_a_decoder_learns_from_foretold_codes_and_the_voice(
+    config: CodecTrainConfig, manifest: Path, tmp_path: Path
+) -> None:
+    folder = CodecTrainer(config, Path(config.out)).run()
+    before = load_codec(folder)
+    named = tmp_path / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    named.write_text("\n".join(json.dumps({**line, "speaker": "ab"[i % 2]}) for i, line in enumerate(lines)))
+    for line in lines:
+        (tmp_path / line["path"]).symlink_to(manifest.parent / line["path"])
+    pack = foretold_pack(tmp_path / "foretold", manifest, before.fingerprint(), ["1", "3", "elsewhere"])
+    data = replace(config.data, manifest=str(named), foretold=str(pack), foretold_share=0.5, voice_dropout=0.5)
+    config = replace(
+        config, data=data, adapt=str(folder), train="decoder", max_steps=4, spectral=replace(SMALL, voice_dim=5)
+    )
+    trainer = CodecTrainer(config, tmp_path / "decoder")
+    batches, told = [], []
+    step, voice = trainer.train_step, trainer.voice
+
+    def note(crops: Crops) -> dict[str, float]:
+        batches.append(crops)
+        return step(crops)
+
+    def note_voice(crops: Crops) -> torch.Tensor | None:
+        told.append(voice(crops))
+        return told[-1]
+
+    trainer.train_step, trainer.voice = note, note_voice  # type: ignore[method-assign]
+    after = load_codec(trainer.run())
+    assert after.fingerprint() == before.fingerprint()
+    cache = build_cache(named, ("train",), config.data.cache)
+    split = Pack(pack).split("train")
+    for crops in batches:
+        assert crops.codes is not None
+        assert crops.codes.shape == (2, 4, 15)
+        for codes, wav, which in zip(crops.codes, crops.wav[-2:], crops.utterances[-2:].tolist(), strict=True):
+            own = split.codes(split.ids.index(cache.ids[which]))
+            (start,) = [t for t in range(56) if torch.equal(own[:, t : t + 15], codes)]
+            torch.testing.assert_close(cache.wav(which)[:, start * 320 : start * 320 + 4800], wav)
+    is_told = torch.cat([t.abs().sum(1) > 0 for t in told])
+    assert 0 < is_told.sum() < len(is_told)
+    assert trainer.voices is not None
+    assert trainer.voices.others == {0: [2, 4], 2: [0, 4], 4: [0, 2], 1: [3], 3: [1]}
+    assert any(block.film.weight.abs().sum() > 0 for block in after.decoder.backbone.blocks)
+    with pytest.raises(ValleError, match="made with the codec"):
+        bad = foretold_pack(tmp_path / "bad", manifest, "other", ["1"])
+        CodecTrainer(replace(config, data=replace(data, foretold=str(bad))), tmp_path / "c").run()
+    with pytest.raises(ValleError, match='set train = "decoder"'):
+        replace(config, train="all")
 
 
 def test_quantizer_dropout_draws_powers_of_two_and_all(config: CodecTrainConfig, tmp_path: Path) -> None:

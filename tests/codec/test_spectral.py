@@ -65,6 +65,35 @@ def test_streaming_equals_decoding_at_once(
     torch.testing.assert_close(torch.cat(parts, dim=2), codec.decode(codes), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("decoder", ["fourier", "harmonic"])
+def test_a_decoder_is_told_a_voice(decoder: Literal["fourier", "harmonic"], tmp_path) -> None:
+    torch.manual_seed(1)
+    codec = SpectralCodec(replace(SMALL, decoder=decoder, voice_dim=6)).eval()
+    codes, speech = torch.randint(0, 32, (2, 8, 20)), torch.randint(0, 32, (2, 8, 30))
+    voice = codec.voice(speech)
+    assert voice is not None
+    assert voice.shape == (2, 6)
+    torch.testing.assert_close(codec.voice(speech[1:]), voice[1:])
+    assert torch.equal(codec.decode(codes, voice), codec.decode(codes))  # untrained, it changes nothing
+    for block in codec.decoder.backbone.blocks:
+        torch.nn.init.normal_(block.film.weight, std=0.5)
+    told, silent = codec.decode(codes, voice), codec.decode(codes)
+    assert not torch.equal(told, silent)
+    assert torch.equal(codec.decode(codes, torch.zeros_like(voice)), silent)
+    torch.testing.assert_close(codec.decode(codes[:1], voice[:1]), told[:1], atol=1e-6, rtol=0)
+    stream = codec.stream_decoder(voice[:1])
+    parts = [stream.push(part) for part in codes[:1].split([3, 1, 9, 7], dim=2)] + [stream.finish()]
+    torch.testing.assert_close(torch.cat(parts, dim=2), told[:1], atol=1e-6, rtol=0)
+    codec.save(tmp_path)
+    loaded = load_codec(tmp_path)
+    assert torch.equal(loaded.decode(codes, loaded.voice(speech)), told)
+    assert loaded.fingerprint() == codec.fingerprint()
+
+
+def test_a_codec_that_is_told_no_voice_says_so(codec: SpectralCodec) -> None:
+    assert codec.voice(torch.zeros(1, 8, 10, dtype=torch.int64)) is None
+
+
 def test_streaming_waits_no_longer_than_the_lookahead(codec: SpectralCodec) -> None:
     stream = codec.stream_decoder()
     n_samples = sum(stream.push(torch.zeros(1, 8, 1, dtype=torch.int64)).shape[2] for _ in range(20))

@@ -72,12 +72,12 @@ class KnownCodec(Codec):
         t = torch.arange(-(-wav.shape[2] // self.hop_length))
         return torch.stack([t % (k + 1) for k in range(self.n_quantizers)])[None]
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, voice: Tensor | None = None) -> Tensor:
         k, n = codes.shape[1], codes.shape[2] * self.hop_length
         wav = nn.functional.pad(self.wav, (0, n - self.wav.shape[2]))
         return wav + 0.05 * 0.1**k * torch.randn(wav.shape, generator=torch.Generator().manual_seed(0))
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream_decoder(self, voice: Tensor | None = None) -> StreamDecoder:
         raise NotImplementedError
 
     def codebooks(self) -> torch.Tensor:

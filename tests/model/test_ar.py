@@ -597,6 +597,31 @@ def test_gains_are_what_the_text_added():
         assert float(said.gains[i]) == pytest.approx(float(gains[0] - gains[1]) / n_drawn, abs=1e-4)
 
 
+def test_the_best_candidate_goes_on_alone_as_if_the_others_had_never_been():
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2, local_layers=1)
+    model, batch = make(config), make_batch()
+    sampling = SamplingConfig(guidance=2.0, repetition_aware=True)
+
+    def steps(**options):
+        generators = [torch.Generator().manual_seed(i) for i in range(9)]
+        return list(
+            model.steps(
+                *batch[:4], sampling=sampling, max_frames=14, min_frames=14, with_gains=True, candidates=3,
+                generators=generators, **options,
+            )
+        )  # fmt: skip
+
+    every, chosen = steps(), steps(choose_after=6)
+    gains = torch.tensor([step.gains for step in every[:6]]).sum(0).view(3, 3)  # [B, candidates]
+    kept = (gains.argmax(1) + 3 * torch.arange(3)).tolist()
+    assert [step.kept for step in chosen if step.kept] == [kept]
+    for n, (one, other) in enumerate(zip(every, chosen, strict=True)):
+        rows = range(9) if n < 6 else kept
+        assert [one.codes[i] for i in rows] == other.codes
+        assert [one.gains[i] for i in rows] == pytest.approx(other.gains, abs=1e-4)
+        assert [one.stop_reasons[i] for i in rows] == other.stop_reasons
+
+
 def test_guidance_with_alignment_hides_the_phoneme_of_every_frame_too():
     config = ARConfig(
         n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2, alignment=True, phoneme_kinds=(0,) * 11

@@ -61,12 +61,19 @@ class Codec(nn.Module, ABC):
         """wav [B, 1, N] in [-1, 1] -> codes [B, K, T] int64, T = ceil(N / hop_length)."""
 
     @abstractmethod
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, K, T], any K up to ``n_quantizers`` -> wav [B, 1, T * hop_length]."""
+    def decode(self, codes: Tensor, voice: Tensor | None = None) -> Tensor:
+        """codes [B, K, T], any K up to ``n_quantizers`` -> wav [B, 1, T * hop_length].
+
+        ``voice`` is what ``voice`` found, [B, n], or [1, n] for all; None: the codes say all there is to say.
+        """
 
     @abstractmethod
-    def stream_decoder(self) -> StreamDecoder:
-        """A decoder that keeps its state between chunks."""
+    def stream_decoder(self, voice: Tensor | None = None) -> StreamDecoder:
+        """A decoder that keeps its state between chunks; ``voice`` [1, n] as for ``decode``."""
+
+    def voice(self, codes: Tensor) -> Tensor | None:
+        """What a decoder can be told of the voice in codes [B, K, T] of some speech; None: this one is told nothing."""
+        return None
 
     @abstractmethod
     def encoding_modules(self) -> list[nn.Module]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from valle.codec.base import Codec
+from valle.data.pack import Pack
 from valle.errors import ValleError
 
 PITCH_STEP = 160
@@ -117,11 +119,12 @@ class Crops(NamedTuple):
     wav: Tensor  # [B, 1, N]
     hz: Tensor | None = None  # [B, N / 160] pitch at the end of each 160 samples, bridged where unvoiced
     voiced: Tensor | None = None  # [B, N / 160] bool
+    utterances: Tensor | None = None  # [B] int64 the utterance that most of each crop is of
+    codes: Tensor | None = None  # [n, K, T] foretold ones, of the last n crops; None: all have those of the codec
 
     def to(self, device: str | torch.device) -> Crops:
         """The same crops on another device."""
-        hz, voiced = (None if x is None else x.to(device, non_blocking=True) for x in self[1:])
-        return Crops(self.wav.to(device, non_blocking=True), hz, voiced)
+        return Crops(*(None if x is None else x.to(device, non_blocking=True) for x in self))  # type: ignore[arg-type]
 
 
 def random_crops(
@@ -141,13 +144,106 @@ def random_crops(
     step = 1 if pitch is None else PITCH_STEP
     n_places = (len(cache.samples) - n_samples) // step
     places = (torch.randint(n_places, (n_crops,), generator=generator) * step).tolist()
-    wav = torch.from_numpy(np.stack([cache.samples[p : p + n_samples] for p in places]).astype(np.float32) / 32768.0)
+    crops = cut(cache, places, n_samples, pitch)
+    wav = crops.wav.squeeze(1)
     gains = 10 ** ((torch.rand(n_crops, 1, generator=generator) * 2 - 1) * max_gain_db / 20)
     peaks = wav.abs().amax(1, keepdim=True).clamp(min=1e-4)
-    wav = (wav * torch.minimum(gains, 0.99 / peaks)).unsqueeze(1)  # [n_crops, 1, n_samples]
+    return crops._replace(wav=(wav * torch.minimum(gains, 0.99 / peaks)).unsqueeze(1))
+
+
+def cut(cache: WaveCache, places: list[int], n_samples: int, pitch: tuple[np.ndarray, np.ndarray] | None) -> Crops:
+    """Crops of ``n_samples`` from these samples on, as they are, with the pitch tracks' nearest entries."""
+    wav = torch.from_numpy(np.stack([cache.samples[p : p + n_samples] for p in places]).astype(np.float32) / 32768.0)
+    middles = np.asarray(places) + n_samples // 2
+    utterances = torch.from_numpy(np.searchsorted(cache.starts, middles, side="right") - 1)
+    crops = Crops(wav.unsqueeze(1), utterances=utterances)
     if pitch is None:
-        return Crops(wav)
+        return crops
+    first = [round(p / PITCH_STEP) + 1 for p in places]
+    n = n_samples // PITCH_STEP
     hz, filled = (
-        np.stack([track[p // step + 1 : p // step + 1 + n_samples // step] for p in places]) for track in pitch
+        np.stack([np.pad(track[i : i + n], (0, max(0, i + n - len(track))), mode="edge") for i in first])
+        for track in pitch
     )
-    return Crops(wav, torch.from_numpy(filled), torch.from_numpy(hz > 0))
+    return crops._replace(hz=torch.from_numpy(filled), voiced=torch.from_numpy(hz > 0))
+
+
+class ForetoldCrops:
+    """Crops of recordings with the codes that a NAR foretells for them (``valle.data.foretell``)."""
+
+    def __init__(self, cache: WaveCache, pack: Pack, codec_fingerprint: str, hop: int) -> None:
+        """
+        Raises:
+            ValleError: the pack is of another codec, or none of its utterances is in the cache.
+        """
+        pack.require(codec_fingerprint=codec_fingerprint)
+        self.cache, self.split, self.hop = cache, pack.split("train"), hop
+        place = {name: i for i, name in enumerate(cache.ids)}
+        self.rows = [i for i, name in enumerate(self.split.ids) if name in place]
+        if not self.rows:
+            raise ValleError(f"no utterance of {pack.folder} is a recording of [data] manifest; foretell its own pack")
+        self.places = [place[self.split.ids[i]] for i in self.rows]
+        self.lengths = self.split.n_frames[self.rows]
+
+    def draw(
+        self, n_crops: int, n_frames: int, generator: torch.Generator, pitch: tuple[np.ndarray, np.ndarray] | None
+    ) -> Crops:
+        """Crops at places drawn evenly over all the speech foretold, as loud as they are."""
+        free = (self.lengths - n_frames + 1).clamp(min=0)
+        if not free.any():
+            raise ValleError(f"no foretold utterance has {n_frames} frames; set a shorter crop_s")
+        which = torch.multinomial(free.double(), n_crops, replacement=True, generator=generator).tolist()
+        starts = [int(torch.randint(int(free[w]), (), generator=generator)) for w in which]
+        places = [int(self.cache.starts[self.places[w]]) + s * self.hop for w, s in zip(which, starts, strict=True)]
+        last = len(self.cache.samples) - n_frames * self.hop
+        crops = cut(self.cache, [min(p, last) for p in places], n_frames * self.hop, pitch)
+        codes = [self.split.codes(self.rows[w])[:, s : s + n_frames] for w, s in zip(which, starts, strict=True)]
+        return crops._replace(codes=torch.stack(codes), utterances=torch.tensor([self.places[w] for w in which]))
+
+
+def join_crops(first: Crops, second: Crops) -> Crops:
+    """One batch of both; only the second may have foretold codes."""
+    assert first.codes is None, "foretold codes belong to the last crops of a batch"
+    joined = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(first[:4], second[:4], strict=True)]
+    return Crops(*joined, second.codes)  # type: ignore[arg-type]
+
+
+class VoicePrompts:
+    """Some seconds of another recording of the same speaker, as codes: what a decoder is told a voice by."""
+
+    def __init__(self, cache: WaveCache, speakers: list[list[int]], n_samples: int) -> None:
+        """``speakers`` are the recordings of each (``speakers_of``); the others have but themselves."""
+        self.cache, self.n_samples = cache, n_samples
+        self.others = {i: [j for j in own if j != i] or [i] for own in speakers for i in own}
+        self.known: dict[int, Tensor] = {}
+
+    def draw(self, utterances: list[int], generator: torch.Generator, codec: Codec) -> Tensor:
+        """Codes [B, K, T] for a crop of each of these utterances; each recording is encoded once."""
+        chosen = []
+        for i in utterances:
+            others = self.others.get(i, [i])
+            chosen.append(others[int(torch.randint(len(others), (), generator=generator))])
+        new = [i for i in dict.fromkeys(chosen) if i not in self.known]
+        if new:
+            wav = torch.stack([self._wav(i, generator) for i in new])  # [n, 1, N]
+            codes = codec.encode(wav.to(next(codec.parameters()).device)).to(torch.int16).cpu()
+            self.known |= dict(zip(new, codes, strict=True))
+        return torch.stack([self.known[i] for i in chosen]).long()
+
+    def _wav(self, i: int, generator: torch.Generator) -> Tensor:
+        """[1, n_samples] of a recording from anywhere; a short one is repeated."""
+        wav = self.cache.wav(i)
+        wav = wav.repeat(1, -(-self.n_samples // max(1, wav.shape[1])))
+        at = int(torch.randint(wav.shape[1] - self.n_samples + 1, (), generator=generator))
+        return wav[:, at : at + self.n_samples]
+
+
+def speakers_of(manifest: str | Path, cache: WaveCache) -> list[list[int]]:
+    """The recordings of each speaker that the manifest names."""
+    lines = [json.loads(line) for line in Path(manifest).read_text(encoding="utf-8").splitlines() if line.strip()]
+    of = {line["id"]: line.get("speaker") for line in lines}
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(cache.ids):
+        if of.get(name):
+            found.setdefault(of[name], []).append(i)
+    return list(found.values())

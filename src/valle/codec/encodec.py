@@ -181,7 +181,7 @@ class EnCodec(Codec):
         return self.quantizer.encode(self.encoder(wav), n_quantizers)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, voice: Tensor | None = None) -> Tensor:
         """codes [B, K, T], any K up to ``n_quantizers`` -> wav [B, 1, T * hop_length].
 
         Raises:
@@ -210,7 +210,7 @@ class EnCodec(Codec):
         decoded: Tensor = self.decoder(quantized.z)  # [B, 1, T * hop]
         return CodecOutput(decoded[..., : wav.shape[2]], quantized.codes, quantized.commitment_loss)
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream_decoder(self, voice: Tensor | None = None) -> StreamDecoder:
         """A decoder that keeps its state between chunks.
 
         The samples lag behind the codes only at the start: none come before ``kernel_size`` frames are in.

@@ -43,18 +43,23 @@ class FrameConv(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """Depth-wise convolution, layer norm, two pointwise layers, scaled residual (Vocos §3.2)."""
 
-    def __init__(self, dim: int, hidden: int, left: int, right: int, scale: float) -> None:
+    def __init__(self, dim: int, hidden: int, left: int, right: int, scale: float, voice_dim: int = 0) -> None:
+        """With ``voice_dim``, a voice scales and shifts what the pointwise layers read (FiLM, arXiv 1709.07871)."""
         super().__init__()
         self.depthwise = FrameConv(dim, dim, left, right, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.up = Linear(dim, hidden)
         self.down = Linear(hidden, dim)
         self.scale = nn.Parameter(torch.full((dim,), scale))
+        self.film = nn.Linear(voice_dim, 2 * dim, bias=False) if voice_dim else None  # no voice is all 0
 
-    def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]; ``past`` [B, left, D] are the frames before x in a stream."""
-        y = self.depthwise(x, past)
-        x = x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
+    def forward(self, x: Tensor, past: Tensor | None = None, voice: Tensor | None = None) -> Tensor:
+        """x [B, T, D], voice [B, voice_dim] -> [B, T, D]; ``past`` [B, left, D] are the frames before x in a stream."""
+        y = self.norm(self.depthwise(x, past))
+        if voice is not None and self.film is not None:
+            factor, offset = self.film(voice).unsqueeze(1).chunk(2, dim=2)  # [B, 1, D] each
+            y = y * (1 + factor) + offset
+        x = x + self.scale * self.down(F.gelu(self.up(y)))
         return x
 
 
@@ -62,7 +67,14 @@ class Backbone(nn.Module):
     """Input convolution, ConvNeXt blocks, final norm: [B, T, C] -> [B, T, D]."""
 
     def __init__(
-        self, dim_in: int, dim: int, n_layers: int, expansion: int, kernel_size: int, lookahead: int | None
+        self,
+        dim_in: int,
+        dim: int,
+        n_layers: int,
+        expansion: int,
+        kernel_size: int,
+        lookahead: int | None,
+        voice_dim: int = 0,
     ) -> None:
         super().__init__()
         side = kernel_size // 2
@@ -71,24 +83,46 @@ class Backbone(nn.Module):
         self.embed = FrameConv(dim_in, dim, side, side if lookahead is None else lookahead)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.blocks = nn.ModuleList(
-            ConvNeXtBlock(dim, dim * expansion, left, right, 1 / n_layers) for _ in range(n_layers)
+            ConvNeXtBlock(dim, dim * expansion, left, right, 1 / n_layers, voice_dim) for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, C] -> [B, T, D]."""
+    def forward(self, x: Tensor, voice: Tensor | None = None) -> Tensor:
+        """x [B, T, C], and with ``voice_dim`` a voice [B, voice_dim] -> [B, T, D]."""
         x = self.norm(self.embed(x))  # [B, T, D]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, voice=voice)
         y: Tensor = self.final_norm(x)
         return y
+
+
+class VoiceEncoder(nn.Module):
+    """What a voice is like, from some of its speech: convolutions, mean and spread over time, a projection."""
+
+    kernel_size = 5
+
+    def __init__(self, dim_in: int, dim: int, voice_dim: int) -> None:
+        super().__init__()
+        side = self.kernel_size // 2
+        self.inner = FrameConv(dim_in, dim, side, side)
+        self.outer = FrameConv(dim, dim, side, side)
+        self.norm = nn.LayerNorm(2 * (dim + dim_in))
+        self.project = nn.Linear(2 * (dim + dim_in), voice_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, C], T at least 1 -> voices [B, voice_dim]."""
+        y = F.gelu(self.outer(F.gelu(self.inner(x))))
+        y = torch.cat([x, y], dim=2)
+        spread = (y.var(dim=1, unbiased=False) + 1e-5).sqrt()
+        voices: Tensor = self.project(self.norm(torch.cat([y.mean(dim=1), spread], dim=1)))
+        return voices
 
 
 class BackboneStream:
     """Runs a causal backbone chunk by chunk: keeps the frames that each layer needs for the next chunk."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, voice: Tensor | None = None) -> None:
+        self.backbone, self.voice = backbone, voice
         self.input: Tensor | None = None  # [1, left + lookahead, D] the input convolution's past
         self.pasts: list[Tensor | None] = [None] * len(backbone.blocks)
 
@@ -111,7 +145,7 @@ class BackboneStream:
             if past is None:
                 past = x.new_zeros(1, left, x.shape[2])
             self.pasts[i] = torch.cat([past, x], dim=1)[:, -left:]
-            x = block(x, past)
+            x = block(x, past, self.voice)
         y: Tensor = self.backbone.final_norm(x)
         return y
 

@@ -89,6 +89,7 @@ def decoder_backbone(config: SpectralCodecConfig) -> Backbone:
         config.expansion,
         config.kernel_size,
         config.lookahead,
+        config.voice_dim,
     )
 
 
@@ -118,9 +119,9 @@ class HarmonicDecoder(nn.Module):
             bias[:, 0] = -5.0
             bias[:, 1] = -5.0
 
-    def controls(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def controls(self, z: Tensor, voice: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z [B, D, T] -> filters [B, N_SUB * T, 3, n_bins], logits of the pitch [B, N_SUB * T]."""
-        return self.heads(self.backbone(z.transpose(1, 2)))
+        return self.heads(self.backbone(z.transpose(1, 2), voice))
 
     def heads(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's output [B, T, D] -> as ``controls``."""
@@ -149,9 +150,9 @@ class HarmonicDecoder(nn.Module):
         shaped = pulses * torch.complex(gain * phase.cos(), gain * phase.sin())
         return shaped + noise * log_noise.clamp(max=4.0).exp()
 
-    def forward(self, z: Tensor) -> Tensor:
-        """z [B, D, T] -> wav [B, 1, T * hop]."""
-        filters, logits = self.controls(z)
+    def forward(self, z: Tensor, voice: Tensor | None = None) -> Tensor:
+        """z [B, D, T], and with ``voice_dim`` a voice [B, voice_dim] -> wav [B, 1, T * hop]."""
+        filters, logits = self.controls(z, voice)
         return self.synthesise(filters, pitch_hz(logits))
 
     def synthesise(self, filters: Tensor, hz: Tensor, before: Excitation | None = None) -> Tensor:

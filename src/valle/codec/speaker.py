@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.asr.hybrid.network import Network, NetworkConfig
-from valle.codec.crops import WaveCache, build_cache
+from valle.codec.crops import WaveCache, build_cache, speakers_of
 from valle.codec.losses import feature_matching_loss
 from valle.codec.perceptual import KaldiMel
 from valle.config import from_dict, load_config, to_dict
@@ -283,15 +283,10 @@ class SpeakerTrainer:
 
 def _speakers(manifest: str | Path, cache: WaveCache) -> list[list[int]]:
     """The recordings of each speaker; recordings without one are left out."""
-    lines = [json.loads(line) for line in Path(manifest).read_text(encoding="utf-8").splitlines() if line.strip()]
-    of = {line["id"]: line.get("speaker") for line in lines}
-    found: dict[str, list[int]] = {}
-    for i, name in enumerate(cache.ids):
-        if of.get(name):
-            found.setdefault(of[name], []).append(i)
+    found = speakers_of(manifest, cache)
     if len(found) < 2:
         raise ValleError(f"{manifest} names {len(found)} speakers of these splits; to tell voices apart, 2 are needed")
-    return list(found.values())
+    return found
 
 
 def main(argv: Sequence[str]) -> int:

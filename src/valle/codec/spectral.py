@@ -23,9 +23,11 @@ from valle.codec.base import Codec, CodecOutput, StreamDecoder
 from valle.codec.frames import (
     Backbone,
     BackboneStream,
+    ConvNeXtBlock,
     InverseSTFT,
     LogMel,
     OverlapAddStream,
+    VoiceEncoder,
 )
 from valle.codec.harmonic import HarmonicDecoder, HarmonicStream, decoder_backbone, pitch_hz
 from valle.codec.quantizer import ResidualVectorQuantizer
@@ -76,6 +78,8 @@ class SpectralCodecConfig:
     """Entries of each codebook."""
     decoder: Literal["fourier", "harmonic"] = "fourier"
     """What the decoder's network sets: magnitudes and phases, as in Vocos, or a pitch and filters (``harmonic.py``)."""
+    voice_dim: int = 0
+    """Numbers by which the decoder can be told whose speech it makes, found in other speech of that voice; 0: none."""
 
     def __post_init__(self) -> None:
         if self.n_fft % (2 * self.hop_length):
@@ -114,8 +118,8 @@ class SpectralDecoder(nn.Module):
         magnitude = log_magnitude.clamp(max=5.0).exp()
         return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
 
-    def forward(self, z: Tensor) -> Tensor:
-        wav: Tensor = self.istft(self.spectrum(self.backbone(z.transpose(1, 2))))
+    def forward(self, z: Tensor, voice: Tensor | None = None) -> Tensor:
+        wav: Tensor = self.istft(self.spectrum(self.backbone(z.transpose(1, 2), voice)))
         return wav
 
 
@@ -148,7 +152,13 @@ class SpectralCodec(Codec):
         self.decoder: SpectralDecoder | HarmonicDecoder = (
             HarmonicDecoder(config) if config.decoder == "harmonic" else SpectralDecoder(config)
         )
+        self.voice_encoder = (
+            VoiceEncoder(config.codebook_dim, config.encoder_dim, config.voice_dim) if config.voice_dim else None
+        )
         self.apply(_initialise)
+        for block in self.decoder.backbone.blocks:
+            if isinstance(block, ConvNeXtBlock) and block.film is not None:  # no voice changes anything at first
+                nn.init.zeros_(block.film.weight)
         if isinstance(self.decoder, HarmonicDecoder):
             self.decoder.initialise()
 
@@ -219,8 +229,20 @@ class SpectralCodec(Codec):
         return self.quantizer.encode(self.latents(wav), n_quantizers)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        wav: Tensor = self.decoder(self.quantizer.decode(codes))
+    def voice(self, codes: Tensor) -> Tensor | None:
+        return (
+            self.voice_of(self.quantizer.decode(codes)) if self.voice_encoder is not None and codes.shape[2] else None
+        )
+
+    def voice_of(self, z: Tensor) -> Tensor:
+        """Quantised vectors [B, D, T] of some speech -> voices [B, voice_dim]; with ``voice_dim`` only."""
+        assert self.voice_encoder is not None, "only a codec with voice_dim is told voices"
+        voices: Tensor = self.voice_encoder(z.transpose(1, 2))
+        return voices
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, voice: Tensor | None = None) -> Tensor:
+        wav: Tensor = self.decoder(self.quantizer.decode(codes), voice)
         return wav
 
     def forward(
@@ -236,17 +258,17 @@ class SpectralCodec(Codec):
         quantized = self.quantizer(self.latents(wav), n_quantizers, generator=generator)
         return CodecOutput(self.decoder(quantized.z), quantized.codes, quantized.commitment_loss)
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream_decoder(self, voice: Tensor | None = None) -> StreamDecoder:
         if isinstance(self.decoder, HarmonicDecoder):
-            return HarmonicStreamDecoder(self, self.decoder)
-        return SpectralStreamDecoder(self, self.decoder)
+            return HarmonicStreamDecoder(self, self.decoder, voice)
+        return SpectralStreamDecoder(self, self.decoder, voice)
 
 
 class _FrameStreamDecoder(StreamDecoder):
     """What both decoders share: codes to vectors, and vectors through the backbone chunk by chunk."""
 
-    def __init__(self, codec: SpectralCodec, backbone: Backbone) -> None:
-        self.codec, self.backbone = codec, BackboneStream(backbone)
+    def __init__(self, codec: SpectralCodec, backbone: Backbone, voice: Tensor | None) -> None:
+        self.codec, self.backbone = codec, BackboneStream(backbone, voice)
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
@@ -266,8 +288,8 @@ class _FrameStreamDecoder(StreamDecoder):
 class HarmonicStreamDecoder(_FrameStreamDecoder):
     """Streams a codec whose decoder is harmonic; the sources' phases run on from chunk to chunk."""
 
-    def __init__(self, codec: SpectralCodec, decoder: HarmonicDecoder) -> None:
-        super().__init__(codec, decoder.backbone)
+    def __init__(self, codec: SpectralCodec, decoder: HarmonicDecoder, voice: Tensor | None) -> None:
+        super().__init__(codec, decoder.backbone, voice)
         self.decoder, self.synthesis = decoder, HarmonicStream(decoder)
 
     def _decode(self, z: Tensor, last: bool) -> Tensor:
@@ -278,8 +300,8 @@ class HarmonicStreamDecoder(_FrameStreamDecoder):
 class SpectralStreamDecoder(_FrameStreamDecoder):
     """Streams a codec whose decoder sets magnitudes and phases."""
 
-    def __init__(self, codec: SpectralCodec, decoder: SpectralDecoder) -> None:
-        super().__init__(codec, decoder.backbone)
+    def __init__(self, codec: SpectralCodec, decoder: SpectralDecoder, voice: Tensor | None) -> None:
+        super().__init__(codec, decoder.backbone, voice)
         self.decoder, self.overlap = decoder, OverlapAddStream(decoder.istft)
 
     def _decode(self, z: Tensor, last: bool) -> Tensor:

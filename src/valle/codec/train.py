@@ -23,7 +23,17 @@ from torch import Tensor, nn
 
 from valle.codec.balancer import Balancer
 from valle.codec.base import load_codec
-from valle.codec.crops import PITCH_STEP, Crops, WaveCache, build_cache, random_crops
+from valle.codec.crops import (
+    PITCH_STEP,
+    Crops,
+    ForetoldCrops,
+    VoicePrompts,
+    WaveCache,
+    build_cache,
+    join_crops,
+    random_crops,
+    speakers_of,
+)
 from valle.codec.discriminator import MultiScaleSTFTDiscriminator
 from valle.codec.encodec import EnCodec
 from valle.codec.harmonic import N_SUB, HarmonicDecoder, pitch_hz
@@ -37,6 +47,7 @@ from valle.codec.losses import (
 from valle.codec.spectral import SpectralCodec
 from valle.codec.train_config import CodecTrainConfig
 from valle.config import load_config, to_dict
+from valle.data.pack import Pack
 from valle.device import choose_device, choose_precision
 from valle.errors import ValleError
 from valle.train.checkpoint import (
@@ -120,6 +131,8 @@ class CodecTrainer:
         self.step, self.minutes = 0, 0.0
         self.quantizing = bool(config.init or (config.adapt and not config.adapt_decoder_only))
         self.pitch: tuple[np.ndarray, np.ndarray] | None = None
+        self.foretold: ForetoldCrops | None = None
+        self.voices: VoicePrompts | None = None
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=choose_precision(config.precision, self.device) == "bf16"
         )
@@ -196,6 +209,13 @@ class CodecTrainer:
                 train, Path(config.data.cache) / f"{'-'.join(config.data.train_splits)}.f0.npy", self.codec.sample_rate
             )
             self.pitch = track, fill(track)
+        if config.data.foretold:
+            self.foretold = ForetoldCrops(
+                train, Pack(config.data.foretold), self.codec.fingerprint(), self.codec.hop_length
+            )
+        if isinstance(self.codec, SpectralCodec) and self.codec.config.voice_dim:
+            n_samples = round(config.data.voice_s * self.codec.frame_rate) * self.codec.hop_length
+            self.voices = VoicePrompts(train, speakers_of(config.data.manifest, train), n_samples)
         self.out.mkdir(parents=True, exist_ok=True)
         crop_s = config.data.batch_size * config.data.crop_s
         started, done_before, last_save = time.monotonic(), self.minutes, time.monotonic()
@@ -249,10 +269,30 @@ class CodecTrainer:
 
     def crops(self, cache: WaveCache) -> Crops:
         """One batch."""
-        n_samples = round(self.config.data.crop_s * self.codec.frame_rate) * self.codec.hop_length
-        return random_crops(
-            cache, self.config.data.batch_size, n_samples, self.config.data.max_gain_db, self.generator, self.pitch
-        ).to(self.device)
+        data = self.config.data
+        n_frames = round(data.crop_s * self.codec.frame_rate)
+        n_foretold = 0 if self.foretold is None else round(data.foretold_share * data.batch_size)
+        crops = random_crops(
+            cache,
+            data.batch_size - n_foretold,
+            n_frames * self.codec.hop_length,
+            data.max_gain_db,
+            self.generator,
+            self.pitch,
+        )
+        if self.foretold is not None and n_foretold:
+            crops = join_crops(crops, self.foretold.draw(n_foretold, n_frames, self.generator, self.pitch))
+        return crops.to(self.device)
+
+    def voice(self, crops: Crops) -> Tensor | None:
+        """Voices [B, voice_dim] of crops, some of them 0; None for a codec that is told none."""
+        if self.voices is None:
+            return None
+        assert isinstance(self.codec, SpectralCodec)
+        assert crops.utterances is not None
+        codes = self.voices.draw(crops.utterances.tolist(), self.generator, self.codec).to(self.device)
+        told = torch.rand(len(codes), 1, generator=self.generator) >= self.config.data.voice_dropout
+        return self.codec.voice_of(self.codec.quantizer.decode(codes)) * told.to(self.device)
 
     def draw_quantizers(self, batch: int) -> Tensor:
         """Quantizer dropout: [B] codebooks in use, all of them or a power of two below."""
@@ -262,19 +302,19 @@ class CodecTrainer:
         full = torch.rand(batch, generator=self.generator) < self.config.full_share
         return torch.where(full, n, drawn).to(self.device)
 
-    def decode(self, z: Tensor, crops: Crops) -> tuple[Tensor, Tensor | None, Tensor]:
-        """z [B, D, T] -> wav [B, 1, T * hop], a second draw of it, and the pitch's error.
+    def decode(self, z: Tensor, crops: Crops, voice: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """z [B, D, T], voice [B, voice_dim] -> wav [B, 1, T * hop], a second draw of it, and the pitch's error.
 
         A decoder that draws nothing has no second draw, and its pitch no error.
         """
         decoder = self.codec.decoder
         if not isinstance(decoder, HarmonicDecoder):
-            wav: Tensor = decoder(z)
+            wav: Tensor = decoder(z) if voice is None else decoder(z, voice)
             return wav, None, z.new_zeros(())
         assert crops.hz is not None
         assert crops.voiced is not None
         with self.autocast:
-            filters, logits = decoder.controls(z)
+            filters, logits = decoder.controls(z, voice)
         hz = crops.hz
         if self.progress() >= self.config.own_pitch_start:
             own = torch.rand(len(hz), 1, generator=self.generator).to(hz.device) < 0.5
@@ -298,11 +338,15 @@ class CodecTrainer:
         if frozen:
             codes = self.codec.quantizer.encode(z)  # [B, K, T]
             used = self.draw_quantizers(len(wav)).tolist()
+            if crops.codes is not None:
+                n = len(crops.codes)
+                codes = torch.cat([codes[:-n], crops.codes])
+                used[-n:] = [self.codec.n_quantizers] * n
             z = torch.cat([self.codec.quantizer.decode(codes[i : i + 1, :k]) for i, k in enumerate(used)])
         elif self.quantizing:
             quantized = self.codec.quantizer(z, self.draw_quantizers(len(wav)), generator=self.generator)
             z, commitment = quantized.z, quantized.commitment_loss
-        output, other, pitch = self.decode(z, crops)
+        output, other, pitch = self.decode(z, crops, self.voice(crops))
         output = output[..., : wav.shape[2]]
         values: dict[str, float] = {"pitch": float(pitch.detach())}
         if other is None:

@@ -28,6 +28,15 @@ class DataConfig:
     """Crops a step."""
     max_gain_db: float = 10.0
     """Each crop is made louder or softer by up to this."""
+    foretold: str = ""
+    """Pack of codes that a NAR foretells for the recordings (``python -m valle.data.foretell``), so that the decoder
+    learns from those that it gets when a model speaks; with train = "decoder"."""
+    foretold_share: float = 0.6
+    """Share of the crops that have such codes."""
+    voice_s: float = 3.0
+    """Seconds of another recording of the speaker by which a decoder with ``voice_dim`` is told the voice."""
+    voice_dropout: float = 0.15
+    """Share of the crops whose decoder is not told it."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,10 @@ class CodecTrainConfig:
     """Minutes between checkpoints."""
 
     def __post_init__(self) -> None:
+        if self.data.foretold and self.train != "decoder":
+            raise ValleError('data.foretold holds codes of a codec as it is; set train = "decoder", or leave it out')
+        if not (0 <= self.data.foretold_share <= 1 and 0 <= self.data.voice_dropout <= 1 and self.data.voice_s > 0):
+            raise ValleError("data.foretold_share and data.voice_dropout must be 0 to 1, data.voice_s above 0")
         if min(self.max_steps, self.log_every, self.eval_every, self.data.batch_size) < 1:
             raise ValleError("max_steps, log_every, eval_every and data.batch_size must be at least 1")
         for name, folder, weight in (

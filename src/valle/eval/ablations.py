@@ -82,6 +82,8 @@ class Row(NamedTuple):
     """Of trial, prompt and recording of the text -> codes [K, T]."""
     paper: tuple[float, float] | None
     """Its WER and SPK there."""
+    has_prompt: bool = False
+    """Whether the acoustic prompt is read, so that a decoder may be told its voice, too."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,8 @@ def _nar_rows(model: Pretrained, nars: Sequence[NamedNAR], options: Mapping[str,
         title, wer, spk = PAPER_NAR[reads]
         how = f"same model, {'acoustic prompt' if withheld == 'prompt' else withheld} withheld" if withheld else title
         key = f"nar {named.digest}{f' without {withheld}' if withheld else ''}"
-        return Row(f"{how} ({named.name})", key, codes, None if withheld else (wer, spk))
+        has_prompt = reads == "both" and withheld != "prompt"
+        return Row(f"{how} ({named.name})", key, codes, None if withheld else (wer, spk), has_prompt)
 
     rows = {reads: [row(n, reads, "") for n in nars if n.nar.config.prompts == reads] for reads in PAPER_NAR}
     both = [n for n in nars if n.nar.config.prompts == "both"]
@@ -346,7 +349,7 @@ def _ar_rows(tts: VALLE, options: Mapping[str, Any]) -> list[Row]:
             return said.codes
 
         title, wer, spk = PAPER_AR[with_prompt]
-        return Row(f"{title} ({tts.model.info.name})", title, codes, (wer, spk))
+        return Row(f"{title} ({tts.model.info.name})", title, codes, (wer, spk), has_prompt=True)
 
     return [row(True), row(False)]
 
@@ -379,7 +382,7 @@ class _Meter:
             said = np.zeros(0, np.float32)
             if not failure:
                 try:
-                    said = self._decode(row.codes(trial, prompt, target))
+                    said = self._decode(row.codes(trial, prompt, target), prompt if row.has_prompt else None)
                 except ValleError as error:
                     logger.warning("%s, %s: %s", trial.id, row.name, error)
             stop = REFUSED if not len(said) else "told"
@@ -388,9 +391,11 @@ class _Meter:
                 self._write(wavs / f"{file_label(trial.id)}-{file_label(row.name)}.flac", said)
 
     @torch.inference_mode()
-    def _decode(self, codes: Tensor) -> NDArray[np.float32]:
-        """codes [K, T] -> wav [N]."""
-        return self.codec.decode(codes.unsqueeze(0).to(self.tts.model.device))[0, 0].float().cpu().numpy()
+    def _decode(self, codes: Tensor, prompt: Prompt | None) -> NDArray[np.float32]:
+        """codes [K, T] -> wav [N], by a decoder that is told the prompt's voice if it is told any."""
+        voice = None if prompt is None else self.codec.voice(prompt.codes.unsqueeze(0))
+        wav = self.codec.decode(codes.unsqueeze(0).to(self.tts.model.device), voice)
+        return wav[0, 0].float().cpu().numpy()
 
     def _judge(
         self, trial: Trial, wav: NDArray[np.float32], voices: Sequence[NDArray[np.float32] | None]

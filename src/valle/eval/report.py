@@ -83,10 +83,12 @@ def _speech(args: argparse.Namespace) -> Measured:
     settings = {"quality": quality.name} if quality else {}  # without it the journal is as it always was
     if args.weights != "auto":
         settings["weights"] = args.weights
+    if args.stream:
+        settings["streamed"] = "early"
     journal = _journal(args, judges, model=about["digest"], options=options, **settings)
     save_trials(out / "trials.jsonl", trials)
     results, text = measure_speech(
-        ValleSystem(tts, **options),
+        ValleSystem(tts, args.stream, **options),
         tts.model.codec,
         trials,
         folder,
@@ -332,6 +334,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=COMMAND",
         help="another row: espeak, or a command with {text} and {out}, and {ref}, {ref_text}, {seed} if it takes them",
     )
+    speech.add_argument("--stream", action="store_true", help="judge what a stream sounds like, begun early")
     speech.add_argument("--quality", action="store_true", help="DNSMOS, and the statistics of pitch and level")
     speech.add_argument(
         "--hard", type=int, default=5, metavar="N", help="tell the N sentences understood worst (%(default)s)"

@@ -84,18 +84,18 @@ class System(Protocol):
 class ValleSystem:
     """A model of this project, as ``VALLE.generate`` speaks with its own choice of sampling."""
 
-    def __init__(self, tts: VALLE, **options: Any) -> None:
-        """``options`` are those of ``VALLE.generate``."""
-        self.name, self._tts, self._options = tts.model.info.name, tts, options
+    def __init__(self, tts: VALLE, streamed: bool = False, **options: Any) -> None:
+        """``options`` are those of ``VALLE.generate``; ``streamed``: as ``VALLE.stream`` speaks, early."""
+        self.name, self._tts, self._streamed, self._options = tts.model.info.name, tts, streamed, options
 
     def speak(self, trial: Trial, prompt: Path) -> Audio:
-        if trial.continual:
-            return self._tts.generate(
-                "", ref_audio=prompt, ref_text=trial.prompt_text, continual=True, seed=trial.seed, **self._options
-            )
-        return self._tts.generate(
-            trial.text, ref_audio=prompt, ref_text=trial.prompt_text, seed=trial.seed, **self._options
-        )
+        options = {"ref_audio": prompt, "ref_text": trial.prompt_text, "seed": trial.seed, **self._options}
+        text = "" if trial.continual else trial.text
+        if not self._streamed:
+            return self._tts.generate(text, continual=trial.continual, **options)
+        chunks = list(self._tts.stream(text, continual=trial.continual, **options))
+        wav = torch.cat([chunk.waveform for chunk in chunks], dim=1)
+        return Audio(wav, self._tts.sample_rate, info={**chunks[0].info, "stop": "streamed"})
 
 
 def measure_speech(

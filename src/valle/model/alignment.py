@@ -174,6 +174,14 @@ class Pointer:
         """Whether row i is past its last symbol."""
         return self.index[i] >= self._ends[i]
 
+    def keep(self, rows: list[int]) -> None:
+        """Only these rows go on, numbered anew."""
+        for name in ("_next", "_skip", "_ends", "index", "age", "_survival", "_threshold"):
+            values = getattr(self, name)
+            setattr(self, name, [values[i] for i in rows])
+        if self._generators is not None:
+            self._generators = [self._generators[i] for i in rows]
+
     def move(self, i: int, stay: float, follow: float, skip: float) -> None:
         """Go on to the next frame of row i, given the probabilities of the three moves."""
         self._survival[i] *= stay

@@ -139,6 +139,7 @@ class ARStep(NamedTuple):
     # NOTE a field hides the tuple's method of that name.
     index: list[int] | None = None  # type: ignore[assignment]  # with alignment, the place of the frame's phoneme
     gains: list[float] | None = None  # when asked for, log-probability of what was drawn, less that without phonemes
+    kept: list[int] | None = None  # with choose_after, once: which rows go on, those of the steps to come
 
 
 class ARResult(NamedTuple):
@@ -352,6 +353,7 @@ class AR(nn.Module):
         with_gains: bool = False,
         text_starts: Tensor | None = None,
         candidates: int = 1,
+        choose_after: int = 0,
     ) -> Iterator[ARStep]:
         """Speak a batch frame by frame, until every row has drawn ``<eos>`` or reached its limit.
 
@@ -372,6 +374,8 @@ class AR(nn.Module):
             text_starts: [B] the first symbol of the text, behind the prompt's transcript, for guidance by the voice.
             candidates: how often each row is spoken, for less than so many rows cost: what is spoken has B * candidates
                 rows, those of a row one after the other, and as many generators.
+            choose_after: after so many frames, if none has ended, only the best candidate of each row goes on: that
+                with the highest gains, or without them the likeliest; 0: all of them to their ends.
 
         Raises:
             ValleError: min_frames above max_frames, max_frames below 1, or guidance of a model without text_dropout.
@@ -409,6 +413,7 @@ class AR(nn.Module):
             recent = _repeat(_last_codes(prompt, prompt_lens, sampling.ras_window), candidates)
         earliest = torch.tensor(least, device=device)  # [B]
         reasons: list[StopReason | None] = [None] * n_rows
+        qualities = [0.0] * n_rows
         for n in range(max(most)):
             log_probs = logits.log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
             logits = readings.guided(logits, sampling)  # [B, codebook_size + 1]
@@ -441,9 +446,23 @@ class AR(nn.Module):
                     reasons[i] = "eos" if pointer.is_over(i) else None
                 if reasons[i] is None and n + 1 == most[i]:
                     reasons[i] = "max_frames"
-            yield ARStep(codes, values, list(reasons), index, told_more)
+            kept = None
+            if n < choose_after:
+                qualities = [a + b for a, b in zip(qualities, told_more or values, strict=True)]
+                if n + 1 == choose_after and candidates > 1 and not any(reasons):
+                    kept = _best(qualities, candidates)
+            yield ARStep(codes, values, list(reasons), index, told_more, kept)
             if None not in reasons:
                 return
+            if kept is not None:
+                self._keep(kept, state, readings.n, candidates)
+                n_rows, candidates = len(kept), 1
+                tokens, earlier = tokens[kept], earlier.view(readings.n, -1)[:, kept].flatten()
+                recent = None if recent is None else recent[kept]
+                earliest = earliest[kept]
+                most, reasons, generators = ([xs[i] for i in kept] for xs in (most, reasons, generators))
+                if pointer is not None:
+                    pointer.keep(kept)
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             # Rows that have ended are carried along; nobody reads them.
@@ -453,6 +472,19 @@ class AR(nn.Module):
             else:
                 places = torch.tensor([pointer.index, pointer.age], device=device).repeat(1, readings.n)
                 logits = self.decode(tokens, state, places[0] - earlier, places[1])
+
+    @staticmethod
+    def _keep(rows: list[int], state: ARState, n_readings: int, candidates: int) -> None:
+        """Of B * candidates rows, each read in several ways, only these [B] go on."""
+        device = state.positions.device
+        kept = torch.tensor(rows, device=device)  # [B]
+        state.decoder.keep((kept % candidates).repeat(n_readings))
+        all_rows = (kept + torch.arange(n_readings, device=device).unsqueeze(1) * (len(rows) * candidates)).flatten()
+        state.positions = state.positions[all_rows]
+        state.context, state.moves, state.blind = (
+            None if x is None else x[all_rows] for x in (state.context, state.moves, state.blind)
+        )
+        state.pasts = None if state.pasts is None else [past[all_rows] for past in state.pasts]
 
     def prefill(
         self,
@@ -637,6 +669,14 @@ class AR(nn.Module):
 def _repeat(x: Tensor, n: int) -> Tensor:
     """Each row n times: x [B, ...] -> [B * n, ...]."""
     return x.repeat_interleave(n, dim=0)
+
+
+def _best(qualities: list[float], candidates: int) -> list[int]:
+    """The best row of each ``candidates``."""
+    return [
+        max(range(first, first + candidates), key=qualities.__getitem__)
+        for first in range(0, len(qualities), candidates)
+    ]
 
 
 def _per_row(value: int | Tensor, n_rows: int, candidates: int) -> list[int]:

@@ -53,6 +53,11 @@ class Decoder:
         self.length += 1
         return x if self._norm is None else self._norm(x)
 
+    def keep(self, copies: Tensor) -> None:
+        """Of the rows that go on from each one that was read, only this one goes on: copies [B] of 0 to C - 1."""
+        for layer in self._layers:
+            layer.keep(copies, self.length, self._max_len)
+
 
 class _Layer:
     """A block of the transformer, with the keys and values that it has seen."""
@@ -65,6 +70,7 @@ class _Layer:
         self.qkv, self.out = attention.qkv.multiplier(), attention.out.multiplier()
         self.up, self.activation, self.down = ff.up.multiplier(), ff.activation, ff.out.multiplier()
         n = cache.length
+        self.columns_hidden = hidden
         first_keys, first_values = (x[attention.layer][:, :, :n] for x in (cache.keys, cache.values))  # [B, H, n, d]
         n_rows, n_heads, _, d = first_keys.shape
         self.shape = (n_rows, n_copies, 3, n_heads, d)
@@ -74,15 +80,33 @@ class _Layer:
         if n_copies == 1:
             self.all = first_keys.new_empty(2, n_rows, n_heads, n + max_len, d)  # keys and values
             self.all[0, :, :, :n], self.all[1, :, :, :n] = first_keys, first_values
-            self.hidden = None
-            if hidden is not None:  # [B * H, 1, n + max_len]
-                self.hidden = F.pad(hidden, (0, max_len)).expand(-1, n_heads, 1, -1).flatten(0, 1)
+            self.hidden = self._hidden_alone(n_heads, max_len)
             return
         self.shared_keys = first_keys.flatten(0, 1).transpose(1, 2)  # [B * H, d, n]
         self.shared_values = first_values.flatten(0, 1)  # [B * H, n, d]
         self.hidden = None if hidden is None else hidden.expand(-1, n_heads, n_copies, -1).flatten(0, 1)
         self.own = first_keys.new_empty(2, n_rows, n_heads, n_copies, max_len, d)  # keys and values
         self.own_keys, self.own_values = self.own.flatten(1, 3).unbind(0)  # [B * H * C, max_len, d] each
+
+    def _hidden_alone(self, n_heads: int, max_len: int) -> Tensor | None:
+        """What is added to the scores of single rows, [B * H, 1, n_shared + max_len]."""
+        hidden = self.columns_hidden
+        return None if hidden is None else F.pad(hidden, (0, max_len)).expand(-1, n_heads, 1, -1).flatten(0, 1)
+
+    def keep(self, copies: Tensor, length: int, max_len: int) -> None:
+        """As ``Decoder.keep``, after ``length`` columns of at most ``max_len``."""
+        n_rows, n_copies, _, n_heads, d = self.shape
+        if n_copies == 1:
+            return
+        n = self.n_shared
+        rows = torch.arange(n_rows, device=copies.device)
+        self.all = self.own.new_empty(2, n_rows, n_heads, n + max_len, d)
+        self.all[0, :, :, :n] = self.shared_keys.transpose(1, 2).view(n_rows, n_heads, n, d)
+        self.all[1, :, :, :n] = self.shared_values.view(n_rows, n_heads, n, d)
+        self.all[:, :, :, n : n + length] = self.own[:, rows, :, copies, :length].transpose(0, 1)
+        self.hidden = self._hidden_alone(n_heads, max_len)
+        self.shape = (n_rows, 1, 3, n_heads, d)
+        del self.own, self.own_keys, self.own_values, self.shared_keys, self.shared_values
 
     def step(self, x: Tensor, n: int) -> Tensor:
         """x [B * C, D] -> [B * C, D]; n columns came before it, besides the cache's."""
