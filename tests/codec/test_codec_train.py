@@ -295,9 +295,10 @@ def test_a_decoder_learns_from_foretold_codes_and_the_voice(
     assert trainer.voices is not None
     assert trainer.voices.others == {0: [2, 4], 2: [0, 4], 4: [0, 2], 1: [3], 3: [1]}
     assert any(block.film.weight.abs().sum() > 0 for block in after.decoder.backbone.blocks)
+    bad = foretold_pack(tmp_path / "bad", manifest, "other", ["1"])
+    trainer = CodecTrainer(replace(config, data=replace(data, foretold=str(bad))), tmp_path / "c")
     with pytest.raises(ValleError, match="made with the codec"):
-        bad = foretold_pack(tmp_path / "bad", manifest, "other", ["1"])
-        CodecTrainer(replace(config, data=replace(data, foretold=str(bad))), tmp_path / "c").run()
+        trainer.run()
     with pytest.raises(ValleError, match='set train = "decoder"'):
         replace(config, train="all")
 

@@ -1,4 +1,4 @@
-"""What a NAR foretells for recordings: every speaker by turns, words cut whole, resumed, refused where it cannot fit."""
+"""What a NAR foretells for recordings: every speaker by turns, cut behind words, resumed, or refused."""
 
 from __future__ import annotations
 

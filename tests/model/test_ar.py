@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ VARIANTS = [
     ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY),
     ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, tie_weights=False, phoneme_attention="full"),
     ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, local_layers=2),
+    ARConfig(n_phonemes=11, codebook_size=24, transformer=replace(TINY, n_kv_heads=2)),
 ]
 GREEDY = SamplingConfig(temperature=0)
 OPTIONS = [GREEDY, SamplingConfig(), SamplingConfig(temperature=0.9, top_p=0.8, repetition_aware=True, ras_window=4)]
@@ -598,7 +600,8 @@ def test_gains_are_what_the_text_added():
 
 
 def test_the_best_candidate_goes_on_alone_as_if_the_others_had_never_been():
-    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=TINY, text_dropout=0.2, local_layers=1)
+    grouped = replace(TINY, n_kv_heads=2)
+    config = ARConfig(n_phonemes=11, codebook_size=24, transformer=grouped, text_dropout=0.2, local_layers=1)
     model, batch = make(config), make_batch()
     sampling = SamplingConfig(guidance=2.0, repetition_aware=True)
 

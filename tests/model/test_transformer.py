@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,11 +49,30 @@ def run(model, x: Float[Tensor, "B L D"], **kwargs) -> Float[Tensor, "B L D"]:
         {"ff_dim": 0},
         {"dropout": 1.0},
         {"dropout": -0.1},
+        {"n_kv_heads": 3},
+        {"n_kv_heads": -1},
     ],
 )
 def test_impossible_sizes_are_named(values):
     with pytest.raises(ValleError, match=next(iter(values))):
         TransformerConfig(**values)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_shared_keys_and_values_are_those_of_several_heads(causal):
+    """Grouped queries say what ordinary heads do whose keys and values are alike within each group."""
+    grouped = make(replace(CONFIG, n_kv_heads=2))
+    ordinary = make(CONFIG)
+    state = grouped.state_dict()
+    for name, x in state.items():
+        if ".qkv." in name:
+            q, k, v = (part.view(-1, 8, *x.shape[1:]) for part in x.split([32, 16, 16]))
+            state[name] = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).flatten(0, 1)
+    ordinary.load_state_dict(state)
+    x = torch.randn(2, 7, 32)
+    torch.testing.assert_close(run(grouped, x, causal=causal), run(ordinary, x, causal=causal))
+    assert sum(p.numel() for p in ordinary.parameters()) - sum(p.numel() for p in grouped.parameters()) == 2 * 33 * 32
+    assert KVCache(replace(CONFIG, n_kv_heads=2), 3, 9, like=x).keys[0].shape[1] == 2
 
 
 @pytest.mark.parametrize("config", [CONFIG, POST])

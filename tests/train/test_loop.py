@@ -344,6 +344,13 @@ def test_a_model_begins_with_another_and_new_modules_at_random(tmp_path, make_pa
     own, old = trainer.model.state_dict(), load_file(given / "model.safetensors")
     assert all(torch.equal(own[name], tensor) for name, tensor in old.items())
     assert {name.split(".")[0] for name in own.keys() - old.keys()} == {"local"}
+    # The other way round: what the new model has no use for is left out.
+    larger = train("nar", config, out=tmp_path / "larger") / "best"
+    config.write_text(text.replace(str(given), str(larger)))
+    without = Trainer("nar", load_train_config(config), tmp_path / "without" / "nar").model.state_dict()
+    old = load_file(larger / "model.safetensors")
+    assert {name.split(".")[0] for name in old.keys() - without.keys()} == {"local"}
+    assert all(torch.equal(old[name], tensor) for name, tensor in without.items() if name in old)
     config.write_text(text.replace('"n_layers": 2', '"n_layers": 3').replace("n_layers = 2", "n_layers = 3"))
     with pytest.raises(ValleError, match="another form"):
         Trainer("nar", load_train_config(config), tmp_path / "third" / "nar")

@@ -204,8 +204,11 @@ class ForetoldCrops:
 def join_crops(first: Crops, second: Crops) -> Crops:
     """One batch of both; only the second may have foretold codes."""
     assert first.codes is None, "foretold codes belong to the last crops of a batch"
-    joined = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(first[:4], second[:4], strict=True)]
-    return Crops(*joined, second.codes)  # type: ignore[arg-type]
+    wav, hz, voiced, utterances = (
+        None if a is None or b is None else torch.cat([a, b]) for a, b in zip(first[:4], second[:4], strict=True)
+    )
+    assert wav is not None
+    return Crops(wav, hz, voiced, utterances, second.codes)
 
 
 class VoicePrompts:

@@ -460,7 +460,8 @@ class AR(nn.Module):
                 tokens, earlier = tokens[kept], earlier.view(readings.n, -1)[:, kept].flatten()
                 recent = None if recent is None else recent[kept]
                 earliest = earliest[kept]
-                most, reasons, generators = ([xs[i] for i in kept] for xs in (most, reasons, generators))
+                most, reasons = [most[i] for i in kept], [reasons[i] for i in kept]
+                generators = [generators[i] for i in kept]
                 if pointer is not None:
                     pointer.keep(kept)
             if recent is not None:

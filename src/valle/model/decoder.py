@@ -5,7 +5,8 @@ part of the time, so that modules are taken apart once and nothing is looked up 
 
 Rows may begin alike: C rows then go on from each row that was read. What they have in common is kept once and read once
 for all of them, which is most of what attention reads. Inside, their rows stand side by side, [B, H, C, ...]. A single
-row has nothing in common with others: what comes is written behind what was there.
+row has nothing in common with others: what comes is written behind what was there. Of H heads of keys and values each
+serves G of the queries' heads.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class _Layer:
         self.columns_hidden = hidden
         first_keys, first_values = (x[attention.layer][:, :, :n] for x in (cache.keys, cache.values))  # [B, H, n, d]
         n_rows, n_heads, _, d = first_keys.shape
-        self.shape = (n_rows, n_copies, 3, n_heads, d)
+        self.shape = (n_rows, n_copies, n_heads, attention.n_heads // n_heads, d)
+        self.n_queries = attention.n_heads * d
         self.scale = d**-0.5
         self.n_shared = n
         self.all: Tensor | None = None
@@ -84,7 +86,8 @@ class _Layer:
             return
         self.shared_keys = first_keys.flatten(0, 1).transpose(1, 2)  # [B * H, d, n]
         self.shared_values = first_values.flatten(0, 1)  # [B * H, n, d]
-        self.hidden = None if hidden is None else hidden.expand(-1, n_heads, n_copies, -1).flatten(0, 1)
+        n_each = n_copies * self.shape[3]
+        self.hidden = None if hidden is None else hidden.expand(-1, n_heads, n_each, -1).flatten(0, 1)
         self.own = first_keys.new_empty(2, n_rows, n_heads, n_copies, max_len, d)  # keys and values
         self.own_keys, self.own_values = self.own.flatten(1, 3).unbind(0)  # [B * H * C, max_len, d] each
 
@@ -95,7 +98,7 @@ class _Layer:
 
     def keep(self, copies: Tensor, length: int, max_len: int) -> None:
         """As ``Decoder.keep``, after ``length`` columns of at most ``max_len``."""
-        n_rows, n_copies, _, n_heads, d = self.shape
+        n_rows, n_copies, n_heads, n_grouped, d = self.shape
         if n_copies == 1:
             return
         n = self.n_shared
@@ -105,7 +108,7 @@ class _Layer:
         self.all[1, :, :, :n] = self.shared_values.view(n_rows, n_heads, n, d)
         self.all[:, :, :, n : n + length] = self.own[:, rows, :, copies, :length].transpose(0, 1)
         self.hidden = self._hidden_alone(n_heads, max_len)
-        self.shape = (n_rows, 1, 3, n_heads, d)
+        self.shape = (n_rows, 1, n_heads, n_grouped, d)
         del self.own, self.own_keys, self.own_values, self.shared_keys, self.shared_values
 
     def step(self, x: Tensor, n: int) -> Tensor:
@@ -118,38 +121,41 @@ class _Layer:
 
     def attend(self, x: Tensor, n: int) -> Tensor:
         """x [B * C, D] -> [B * C, D]."""
-        qkv = self.qkv(x).view(self.shape).permute(2, 0, 3, 1, 4)  # [3, B, H, C, d]
+        n_rows, n_copies, n_heads, n_grouped, d = self.shape
+        qkv = self.qkv(x)
+        q = qkv[:, : self.n_queries].view(n_rows, n_copies, n_heads, n_grouped, d).transpose(1, 2) * self.scale
+        new = qkv[:, self.n_queries :].view(n_rows, n_copies, 2, n_heads, d).permute(2, 0, 3, 1, 4)  # [2, B, H, C, d]
         if self.all is not None:
-            return self._attend_alone(qkv, self.all, self.n_shared + n + 1)
-        self.own[:, :, :, :, n] = qkv[1:]
+            return self._attend_alone(q.reshape(-1, n_grouped, d), new, self.all, self.n_shared + n + 1)
+        self.own[:, :, :, :, n] = new
         keys, values = self.own_keys[:, : n + 1], self.own_values[:, : n + 1]  # [B * H * C, n + 1, d] each
-        q = (qkv[0] * self.scale).flatten(0, 1)  # [B * H, C, d]
-        each = q.reshape(-1, 1, q.shape[2])  # [B * H * C, 1, d]
+        each = q.reshape(-1, n_grouped, d)  # [B * H * C, G, d]
+        together = each.view(n_rows * n_heads, n_copies * n_grouped, d)
         if self.hidden is None:
-            shared = torch.bmm(q, self.shared_keys)  # [B * H, C, n_shared]
+            shared = torch.bmm(together, self.shared_keys)  # [B * H, C * G, n_shared]
         else:
-            shared = torch.baddbmm(self.hidden, q, self.shared_keys)
-        own = torch.bmm(each, keys.transpose(1, 2)).view(*q.shape[:2], n + 1)  # [B * H, C, n + 1]
+            shared = torch.baddbmm(self.hidden, together, self.shared_keys)
+        own = torch.bmm(each, keys.transpose(1, 2)).view(*together.shape[:2], n + 1)  # [B * H, C * G, n + 1]
         weights = torch.cat([shared, own], dim=2).softmax(dim=2)
-        found = torch.bmm(weights[..., : self.n_shared], self.shared_values).view_as(each)  # [B * H * C, 1, d]
-        found = torch.baddbmm(found, weights[..., self.n_shared :].reshape(-1, 1, n + 1), values)
-        n_rows, n_copies, _, n_heads, d = self.shape
-        found = found.view(n_rows, n_heads, n_copies, d).transpose(1, 2)  # [B, C, H, d]
-        return self.out(found.reshape(n_rows * n_copies, n_heads * d))
+        found = torch.bmm(weights[..., : self.n_shared], self.shared_values).view_as(each)  # [B * H * C, G, d]
+        found = torch.baddbmm(found, weights[..., self.n_shared :].reshape(-1, n_grouped, n + 1), values)
+        found = found.view(n_rows, n_heads, n_copies, n_grouped * d).transpose(1, 2)  # [B, C, H, G * d]
+        return self.out(found.reshape(n_rows * n_copies, self.n_queries))
 
-    def _attend_alone(self, qkv: Tensor, all: Tensor, end: int) -> Tensor:
-        """qkv [3, B, H, 1, d], all [2, B, H, n, d] of which ``end`` columns count, the last of them new -> [B, D].
+    def _attend_alone(self, q: Tensor, new: Tensor, all: Tensor, end: int) -> Tensor:
+        """q [B * H, G, d], new [2, B, H, 1, d], all [2, B, H, n, d] of which ``end`` columns count -> [B, D].
+
+        The new keys and values are the last of these columns.
 
         NOTE two products are twice as fast as ``scaled_dot_product_attention``, which shares nothing out for one query.
         """
-        all[:, :, :, end - 1 : end] = qkv[1:]
+        all[:, :, :, end - 1 : end] = new
         keys, values = all.flatten(1, 2)[:, :, :end].unbind(0)  # [B * H, end, d] each
-        q = (qkv[0] * self.scale).flatten(0, 1)  # [B * H, 1, d]
         if self.hidden is None:
-            scores = torch.bmm(q, keys.transpose(1, 2))  # [B * H, 1, end]
+            scores = torch.bmm(q, keys.transpose(1, 2))  # [B * H, G, end]
         else:
             scores = torch.baddbmm(self.hidden[:, :, :end], q, keys.transpose(1, 2))
-        found = torch.bmm(scores.softmax(dim=2), values)  # [B * H, 1, d]
+        found = torch.bmm(scores.softmax(dim=2), values)  # [B * H, G, d]
         return self.out(found.view(all.shape[1], -1))
 
 

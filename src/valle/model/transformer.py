@@ -53,6 +53,9 @@ class TransformerConfig:
     """Layer norm before each branch, or after each sum as in the first transformers; the paper does not say which."""
     activation: Literal["gelu", "relu"] = "gelu"
     """Non-linearity of the feed-forward branch; the paper does not say which."""
+    n_kv_heads: int = 0
+    """Heads of keys and values, each for n_heads / n_kv_heads of the queries (grouped-query attention, arXiv
+    2305.13245): that many times less to keep and to read for every frame. 0: n_heads, as in the paper."""
 
     def __post_init__(self) -> None:
         sizes = {"dim": self.dim, "n_layers": self.n_layers, "n_heads": self.n_heads, "ff_dim": self.ff_dim}
@@ -63,12 +66,19 @@ class TransformerConfig:
             raise ValleError(
                 f"dim is {self.dim} and n_heads {self.n_heads}; dim must be even and a multiple of n_heads"
             )
+        if self.n_kv_heads < 0 or self.n_heads % (self.n_kv_heads or 1):
+            raise ValleError(f"n_kv_heads is {self.n_kv_heads}; it must be 0 or divide n_heads, {self.n_heads}")
         if not 0 <= self.dropout < 1:
             raise ValleError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_heads or self.n_heads
+
 
 class KVCache:
-    """Keys and values of all layers, allocated once: two lists of ``n_layers`` buffers [B, H, max_len, d].
+    """Keys and values of all layers, allocated once: two lists of ``n_layers`` buffers [B, ``kv_heads``, max_len, d].
 
     ``length`` columns are filled. All rows grow by the same columns, so that a step writes a slice and scatters
     nothing; a row that began shorter than the others has a gap there, which a mask must hide.
@@ -76,7 +86,7 @@ class KVCache:
 
     def __init__(self, config: TransformerConfig, batch_size: int, max_len: int, like: Tensor) -> None:
         """``like`` gives device and dtype."""
-        shape = (batch_size, config.n_heads, max_len, config.dim // config.n_heads)
+        shape = (batch_size, config.kv_heads, max_len, config.dim // config.n_heads)
         self.keys = [like.new_empty(shape) for _ in range(config.n_layers)]
         self.values = [like.new_empty(shape) for _ in range(config.n_layers)]
         self.max_len = max_len
@@ -125,22 +135,26 @@ class AdaptiveNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention, of which several heads may share keys and values."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.n_heads = config.n_heads
-        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
+        self.head_dim = config.dim // config.n_heads
+        self.qkv = Linear(config.dim, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool, cache: KVCache | None) -> Tensor:
         batch_size, length, dim = x.shape
-        qkv = self.qkv(x).view(batch_size, length, 3, self.n_heads, dim // self.n_heads)  # [B, L, 3, H, d]
+        qkv = self.qkv(x).view(batch_size, length, -1, self.head_dim)  # [B, L, H + 2 H', d]
         # NOTE taken apart first, and then turned: the gradients are put together in one copy fewer.
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, d] each
+        heads = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+        q, k, v = (part.transpose(1, 2) for part in qkv.split(heads, dim=2))  # [B, H, L, d], twice [B, H', L, d]
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # [B, H, cache.length + L, d] each
+            k, v = cache.append(self.layer, k, v)  # [B, H', cache.length + L, d] each
+        if self.n_kv_heads < self.n_heads:
+            k, v = (x.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for x in (k, v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # [B, H, L, d]
         x = self.out(y.transpose(1, 2).reshape(batch_size, length, dim))  # [B, L, D]
         return x

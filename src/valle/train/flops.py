@@ -97,7 +97,10 @@ def _nar_flops(config: NARConfig, shape: BatchShape) -> int:
 
 def _transformer_flops(config: TransformerConfig, n_rows: int, length: int, adaptive: bool = False) -> int:
     dim = config.dim
-    linear = 2 * (4 * dim**2 + 2 * dim * config.ff_dim)  # a place: queries, keys, values, out; up, out
+    kv_dim = dim * config.kv_heads // config.n_heads
+    linear = 2 * (
+        2 * dim**2 + 2 * dim * kv_dim + 2 * dim * config.ff_dim
+    )  # a place: queries, out; keys, values; up, out
     attention = 4 * length * dim  # a place: products with all keys and all values
     n_norms = 2 * config.n_layers + (config.norm == "pre")
     norms = n_norms * 4 * dim**2 if adaptive else 0  # scale and shift from the stage, once a batch

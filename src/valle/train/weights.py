@@ -46,7 +46,7 @@ def load_weights(kind: Kind, folder: str | Path) -> AR | NAR:
 
 
 def begin_with(model: nn.Module, kind: Kind, init: str) -> None:
-    """Give a model the weights of another; modules that it does not have at all (a new option's) stay at random.
+    """Give a model the weights of another; modules that only one of them has (an option's) stay at random, or out.
 
     Raises:
         ValleError: it is of another form.
@@ -55,9 +55,10 @@ def begin_with(model: nn.Module, kind: Kind, init: str) -> None:
     given = load_weights(kind, folder).state_dict()
     own = model.state_dict()
     shapes, needed = ({k: v.shape for k, v in weights.items()} for weights in (given, own))
-    modules = {name.split(".")[0] for name in shapes}
+    modules, own_modules = ({name.split(".")[0] for name in names} for names in (shapes, needed))
     new = {name for name in needed if name.split(".")[0] not in modules}
-    differing = sorted({k for k, _ in shapes.items() ^ needed.items()} - new)
+    left_out = {name for name in shapes if name.split(".")[0] not in own_modules}
+    differing = sorted({k for k, _ in shapes.items() ^ needed.items()} - new - left_out)
     if differing:
         raise ValleError(
             f"the model {folder} has another form than [{kind}.model], {differing[0]} differs; use the same options, "
@@ -65,4 +66,7 @@ def begin_with(model: nn.Module, kind: Kind, init: str) -> None:
         )
     if new:
         logger.info("%d tensors that %s does not have begin at random: %s ...", len(new), folder, min(new))
-    model.load_state_dict(own | given)
+    if left_out:
+        logger.info("%d tensors of %s are left out, as [%s.model] has no use for them: %s ...", len(left_out), folder,
+                    kind, min(left_out))  # fmt: skip
+    model.load_state_dict(own | {k: v for k, v in given.items() if k not in left_out})
