@@ -12,7 +12,7 @@ help:
 	@echo 'make say TEXT="..." [REF=voice.wav REF_TEXT="..."] [OUT=out.wav]   speak'
 	@echo 'make test       the tests (a few minutes); make test-all adds the slow ones'
 	@echo 'make check      what the tests do not see: ruff, mypy --strict'
-	@echo 'make eval-codec, make eval-speech SPEAKER=...   how good it is (docs/evaluation.md); make bench   how fast'
+	@echo 'make eval-codec, make eval-speech SPEAKER=...   how good it is (docs/evaluation.md); make bench, make long-text   how fast'
 	@echo 'make train-kill   training killed at random, and whether its weights stay the same (docs/training.md)'
 	@echo 'make prepare-kill, make prepare-speed   preparing with many workers: killed at random, and how fast (docs/data.md)'
 
@@ -85,6 +85,11 @@ prepare-kill prepare-speed: prepare-%: $(VENV)/.installed-cluster
 .PHONY: train-kill
 train-kill: $(VENV)/.installed-dev
 	$(BIN)/python tests/long/train.py $(ARGS)
+
+# Ten thousand characters: all spoken, in bounded memory (docs/performance.md).
+.PHONY: long-text
+long-text: $(VENV)/.installed
+	$(BIN)/python tests/long/long_text.py $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/valle bench $(ARGS)

@@ -22,7 +22,7 @@ from valle.model.nar import NAR
 from valle.model.narrow import can_halve, can_int8
 from valle.pieces import Piece, Prompt, candidate_seeds, join, make_piece, score
 from valle.pretrained import describe, load_pretrained, save_pretrained
-from valle.tts import SpeakOptions
+from valle.tts import BATCH_ROWS, SpeakOptions, _batches
 
 TEXT = "What I say in it, word by word, is this and not much more."
 TWO = "Hi. You."
@@ -146,6 +146,23 @@ def test_candidates_are_scored_and_the_best_is_kept(tts: VALLE, prompt: Prompt) 
     assert len(set(piece["scores"])) == 4
     # The first candidate is what is spoken without others.
     assert candidate_seeds(7, 0, 4)[:1] == candidate_seeds(7, 0, 1)
+
+
+def test_ten_thousand_characters_are_cut_into_what_fits(tts: VALLE, prompt: Prompt) -> None:
+    numbers = range(1, 400)
+    text = " ".join(f"Sentence {n} of this tale says that it rained, and that nobody minded." for n in numbers)[:10_000]
+    pieces = tts._pieces(text, prompt, SpeakOptions(), continual=False)
+    assert len(pieces) > 100
+    reach = tts.model.info.max_seconds * tts.model.codec.frame_rate
+    for piece in pieces:
+        assert piece.prompt.n_frames + piece.expected_frames < reach
+    said = " ".join(piece.text for piece in pieces)
+    assert said.count("rained") == text.count("rained")
+    for n_candidates in (1, 3, 20):  # and memory follows the rows that are spoken at once
+        batches = list(_batches([piece.max_frames for piece in pieces], n_candidates))
+        assert max(len(batch) * len(candidates) for batch, candidates in batches) <= BATCH_ROWS
+        rows = [(i, c) for batch, candidates in batches for i in batch for c in candidates]
+        assert sorted(rows) == [(i, c) for i in range(len(pieces)) for c in range(n_candidates)]
 
 
 def test_max_seconds_bounds_the_speech(tts: VALLE, prompt: Prompt) -> None:
