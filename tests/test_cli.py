@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import soundfile
 
 from sounds import voiced
 from valle import cli
-from valle.audio import load
+from valle.audio import Audio, load
 from valle.provenance import read_provenance
 
 TEXT = "What I say in it, word by word, is this and not much more."
@@ -265,6 +267,32 @@ def test_standard_output_holds_the_sound_and_nothing_else(
     captured = capsysbinary.readouterr()
     assert load(io.BytesIO(captured.out)).seconds == pytest.approx(0.2, abs=1e-3)
     assert json.loads(captured.err.splitlines()[-1])["seed"] == 1
+
+
+def test_raw_samples_are_written_as_they_are_spoken(
+    tiny_model_dir: Path, reference: Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valle.tts import VALLE
+
+    args = ["say", "Hi. You.", "-r", reference, "-s", TEXT, "-m", tiny_model_dir, "--seed", 1, "--format", "pcm"]
+    written = []
+    stream = VALLE.stream
+
+    def watched(self: VALLE, *more: object, **options: Any) -> Iterator[Audio]:
+        for chunk in stream(self, *more, **options):
+            written.append(len(capsysbinary.readouterr().out))  # since the chunk before
+            yield chunk
+
+    monkeypatch.setattr(VALLE, "stream", watched)
+    assert cli.main([*map(str, args), "-o", "-", "--json"]) == 0
+    captured = capsysbinary.readouterr()
+    assert len(written) > 2
+    assert written[0] == 0
+    assert min(written[1:]) > 0
+    told = json.loads(captured.err.splitlines()[-1])
+    assert (told["stop"], told["marked"], told["seed"]) == ("streamed", False, 1)
+    assert sum(written) + len(captured.out) == round(told["seconds"] * 24000) * 2
+    assert 0 < told["first_audio_s"] < told["elapsed_s"]
 
 
 def test_a_terminal_gets_no_sound(say, monkeypatch: pytest.MonkeyPatch) -> None:

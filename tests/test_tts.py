@@ -324,9 +324,10 @@ def test_an_early_stream_keeps_the_codes_of_the_whole(
     options = aligned._parse({"num_candidates": 3})
     for seed in range(4):
         seeds = candidate_seeds(seed, 0, 3)
-        codes = torch.cat(list(aligned._speak_early(piece, seeds, options)), dim=1)
+        codes = torch.cat(list(aligned._speak_early(piece, seeds, options, ended := [])), dim=1)
         alone = [aligned._speak([piece], [[s]], aligned._parse({"num_candidates": 1}))[0].codes[0] for s in seeds]
         assert any(torch.equal(codes[0], own) for own in alone)
+        assert ended == ["eos"]
 
 
 def test_guidance_is_an_option_and_for_models_that_have_learnt_it(

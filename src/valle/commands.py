@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from valle.errors import ValleError
 if TYPE_CHECKING:
     import numpy as np
 
+    from valle.audio import Audio
     from valle.codec.base import Codec
 
 
@@ -108,29 +110,33 @@ class Say:
         from valle.tts import VALLE
 
         tts = VALLE.from_pretrained(self.model or None, self.device, self.weights)
-        with _spinner("speaking") as tell:
-            audio = tts.generate(
-                text,
-                self.ref_audio or None,
-                self.ref_text or None,
-                voice=self.voice or None,
-                continual=self.continual,
-                progress=lambda done, total: tell(f"speaking, {done} of {total} sentences"),
-                seed=self.seed,
-                temperature=self.temperature,
-                nar_temperature=self.nar_temperature,
-                guidance=self.guidance,
-                voice_guidance=self.voice_guidance,
-                nar_guidance=self.nar_guidance,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                repetition_aware=self.repetition_aware or None,
-                num_candidates=self.num_candidates,
-                max_seconds=self.max_seconds,
-                lang=self.lang,
-            )
-        audio.save(self.output, format)
-        info = audio.info
+        options: dict[str, Any] = {
+            "ref_audio": self.ref_audio or None,
+            "ref_text": self.ref_text or None,
+            "voice": self.voice or None,
+            "continual": self.continual,
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "nar_temperature": self.nar_temperature,
+            "guidance": self.guidance,
+            "voice_guidance": self.voice_guidance,
+            "nar_guidance": self.nar_guidance,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_aware": self.repetition_aware or None,
+            "num_candidates": self.num_candidates,
+            "max_seconds": self.max_seconds,
+            "lang": self.lang,
+        }
+        if to_stdout and format == "pcm":  # what has no header can be heard at once
+            info = _play(tts.stream(text, **options))
+        else:
+            with _spinner("speaking") as tell:
+                audio = tts.generate(
+                    text, progress=lambda done, total: tell(f"speaking, {done} of {total} sentences"), **options
+                )
+            audio.save(self.output, format)
+            info = audio.info
         for warning in info["warnings"]:
             _message(f"warning: {warning}")
         out = sys.stderr if to_stdout else sys.stdout
@@ -139,9 +145,13 @@ class Say:
             report = {"output": self.output, "format": format, "marked": format != "pcm", **info}
             out.write(json.dumps(report, ensure_ascii=False) + "\n")
         else:
-            stop = {"eos": "stopped at the end token", "max_frames": "stopped at the longest length"}
+            stop = {
+                "eos": "stopped at the end token",
+                "max_frames": "stopped at the longest length",
+                "streamed": f"first heard after {info.get('first_audio_s', 0):.1f} s",
+            }
             out.write(
-                f"{self.output}: {audio.seconds:.1f} s of speech in {info['elapsed_s']:.1f} s "
+                f"{self.output}: {info['seconds']:.1f} s of speech in {info['elapsed_s']:.1f} s "
                 f"(real-time factor {info['rtf']:.2f}), voice {info['voice']}, seed {info['seed']}, "
                 f"{stop.get(info['stop'], 'cut at --max-seconds')}\n"
             )
@@ -161,6 +171,27 @@ class Say:
             return _decode(Path(self.file).read_bytes(), self.file)
         except OSError as error:
             raise ValleError(f"the text file {self.file} cannot be read: {error.strerror or error}") from error
+
+
+def _play(chunks: Iterator[Audio]) -> dict[str, Any]:
+    """Write chunks to standard output as they come, as raw samples; how it went."""
+    began = time.perf_counter()
+    info: dict[str, Any] = {}
+    first_s, seconds = 0.0, 0.0
+    for chunk in chunks:
+        chunk.save("-", "pcm")
+        first_s = first_s or time.perf_counter() - began
+        seconds += chunk.seconds
+        info = chunk.info
+    elapsed = time.perf_counter() - began
+    return {
+        **info,
+        "stop": "streamed",
+        "seconds": round(seconds, 3),
+        "first_audio_s": round(first_s, 3),
+        "elapsed_s": round(elapsed, 3),
+        "rtf": round(elapsed / max(seconds, 1e-9), 3),
+    }
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ class VALLE:
         """Speak a long text, sentence by sentence, in chunks of up to a second; arguments as for ``generate``.
 
         What is not asked for yet is not spoken yet. Everything wrong with the arguments is raised before the first
-        chunk.
+        chunk; ``info["warnings"]`` of the last one has all there are.
 
         Args:
             early: let a sentence sound before it is spoken to its end. Its candidates are then compared by their first
@@ -400,8 +400,8 @@ class VALLE:
             for i in range(len(pieces))
         ]
 
-    def _speak_early(self, piece: Piece, seeds: list[int], options: SpeakOptions) -> Iterator[Tensor]:
-        """Codes [8, t] of a piece, chunk by chunk, before it is at its end."""
+    def _speak_early(self, piece: Piece, seeds: list[int], options: SpeakOptions, ended: list[str]) -> Iterator[Tensor]:
+        """Codes [8, t] of a piece, chunk by chunk, before it is at its end; why it ended is added to ``ended``."""
         sampling = options.sampling(self.model.info.sampling)
         n_candidates = options.num_candidates or 1
         by_gain = n_candidates > 1 and self.model.ar.config.text_dropout > 0
@@ -471,6 +471,7 @@ class VALLE:
             chosen = max(range(len(scores)), key=scores.__getitem__)
         with torch.inference_mode():
             some = completed()[:, n_given:]
+        ended.append(stops[chosen] or "eos")
         yield some
 
     def _complete(
@@ -586,20 +587,23 @@ class VALLE:
 
     def _stream(self, pieces: list[Piece], prompt: Prompt, options: SpeakOptions, early: bool) -> Iterator[Audio]:
         seed = _draw_seed(options.seed)
-        info = self._source(prompt, seed, pieces)
+        ended: list[str] = []
 
         def waves() -> Iterator[tuple[Iterable[Tensor], float]]:
             for i, piece in enumerate(pieces):
                 seeds = candidate_seeds(seed, i, options.num_candidates or 1)
                 if early:
-                    codes = self._speak_early(piece, seeds, options)
+                    codes = self._speak_early(piece, seeds, options, ended)
                 else:
-                    codes = iter([self._speak([piece], [seeds], options)[0].codes])
+                    spoken = self._speak([piece], [seeds], options)[0]
+                    ended.append(spoken.stop)
+                    codes = iter([spoken.codes])
                 yield self._decode_chunks(piece, codes), piece.pause_s
 
         for wav in join(waves(), self.sample_rate, options.max_seconds):
             if wav.shape[1]:
-                yield Audio(wav, self.sample_rate, info=dict(info))
+                warnings = _warnings(prompt, ended)
+                yield Audio(wav, self.sample_rate, info={**self._source(prompt, seed, pieces), "warnings": warnings})
 
     @torch.inference_mode()
     def _decode(self, piece: Piece, spoken: Spoken) -> Tensor:
@@ -656,18 +660,10 @@ class VALLE:
                 entry |= {"scores": [round(score, 4) for score in speech.scores], "candidate": speech.chosen}
             told.append(entry)
         cut = options.max_seconds is not None and seconds >= options.max_seconds
-        unfinished = [entry["text"] for entry in told if entry["stop"] != "eos"]
+        stops = [entry["stop"] for entry in told]
+        unfinished = any(stop != "eos" for stop in stops)
         warnings = [f"the speech was cut at max_seconds, {options.max_seconds:g} s"] if cut else []
-        if prompt.fit is not None and prompt.fit < WORST_FIT:
-            warnings.append(
-                f"the transcript hardly fits {prompt.name}: are these the words spoken in it? If not, voice and words "
-                "suffer"
-            )
-        if unfinished and not cut:
-            warnings.append(
-                f"{len(unfinished)} of {len(told)} pieces reached their longest length without an end: words may be "
-                "missing or repeated; try another seed or more candidates"
-            )
+        warnings += _warnings(prompt, [] if cut else stops)
         stop = "max_seconds" if cut else "max_frames" if unfinished else "eos"
         return {
             **self._source(prompt, seed, pieces),
@@ -687,6 +683,22 @@ def _batches(max_frames: list[int], n_candidates: int) -> Iterator[tuple[list[in
     for start in range(0, len(order), n_pieces):
         for first in range(0, n_candidates, together):
             yield order[start : start + n_pieces], range(first, min(first + together, n_candidates))
+
+
+def _warnings(prompt: Prompt, stops: Sequence[str]) -> list[str]:
+    """What users should know of a prompt, and of pieces that ended so."""
+    warnings = []
+    if prompt.fit is not None and prompt.fit < WORST_FIT:
+        warnings.append(
+            f"the transcript hardly fits {prompt.name}: are these the words spoken in it? If not, voice and words "
+            "suffer"
+        )
+    if n_unfinished := sum(stop != "eos" for stop in stops):
+        warnings.append(
+            f"{n_unfinished} of {len(stops)} pieces reached their longest length without an end: words may be "
+            "missing or repeated; try another seed or more candidates"
+        )
+    return warnings
 
 
 def _draw_seed(seed: int | None) -> int:

@@ -25,7 +25,13 @@ MORE_MB = 400
 
 WHO = ("The old captain", "My sister", "A tall stranger", "The baker's son", "Nobody in the village", "The teacher")
 DID = ("waited for", "remembered", "wrote about", "was afraid of", "never spoke of", "laughed at", "dreamt of")
-WHAT = ("the long winter", "a letter from home", "the bridge across the river", "the sound of the bells", "a broken cup")
+WHAT = (
+    "the long winter",
+    "a letter from home",
+    "the bridge across the river",
+    "the sound of the bells",
+    "a broken cup",
+)
 WHEN = ("before the rain began", "when the lamps were lit", "until the summer ended", "every evening after supper")
 
 
