@@ -40,6 +40,7 @@ _PEAK = 0.89  # -1 dB: room for what a codec adds
 _FRAME_S = 0.02  # over which levels are measured
 _SILENCE_DB = -60.0  # a recording that never gets louder than this is silent
 
+_BLOCK = 1 << 20  # samples that are written at once
 _CONTAINERS = {  # format -> libsndfile's container and encoding
     "wav": ("WAV", "PCM_16"),
     "flac": ("FLAC", "PCM_16"),
@@ -82,7 +83,8 @@ class Audio:
             if format != "pcm":
                 for name, value in provenance.tags(self.info).items():
                     setattr(file, name, value)
-            file.write(wav[0].clamp(-1, 1).cpu().numpy())
+            for part in torch.split(wav[0], _BLOCK):  # a long wave is not copied as a whole
+                file.write(part.clamp(-1, 1).cpu().numpy())
         return _pin_ogg_serial(out.getvalue()) if format == "opus" else out.getvalue()
 
     def save(self, path: Source, format: str | None = None) -> None:

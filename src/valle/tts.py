@@ -574,7 +574,8 @@ class VALLE:
         audios = []
         for pieces, prompt in zip(by_text, prompts, strict=True):
             own = [next(spoken) for _ in pieces]
-            waves = [([self._decode(p, s)], p.pause_s) for p, s in zip(pieces, own, strict=True)]
+            # One wave at a time: a long text has many.
+            waves = (([self._decode(p, s)], p.pause_s) for p, s in zip(pieces, own, strict=True))
             wav = torch.cat(list(join(waves, self.sample_rate, options.max_seconds)), dim=1)  # [1, N]
             codes = torch.cat([_all_codes(p, s) for p, s in zip(pieces, own, strict=True)], dim=1).cpu()  # [8, T]
             info = self._info(prompt, seed, pieces, own, wav.shape[1] / self.sample_rate, options)

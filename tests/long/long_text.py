@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import soundfile
 
-MB_A_SECOND = 0.5
-"""Memory that a second more of speech may take: five copies of its wave. Rows that are spoken together are as many."""
+MB_A_SECOND = 1.5
+"""Memory that a second more of speech may take; measured: 0.9 (docs/performance.md)."""
 
 WHO = ("The old captain", "My sister", "A tall stranger", "The baker's son", "Nobody in the village", "The teacher")
 DID = ("waited for", "remembered", "wrote about", "was afraid of", "never spoke of", "laughed at", "dreamt of")
