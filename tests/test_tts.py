@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from aligners import tiny_aligner
 from sounds import voiced
 from valle import VALLE, Audio, ValleError, pretrained
+from valle.codec.spectral import SpectralCodec
 from valle.model.ar import AR, ARResult, ARStep
 from valle.model.nar import NAR
 from valle.model.narrow import can_halve, can_int8
@@ -174,6 +176,33 @@ def test_max_seconds_bounds_the_speech(tts: VALLE, prompt: Prompt) -> None:
     streamed = torch.cat(
         [c.waveform for c in tts.stream(TWO, prompt=prompt, seed=8, max_seconds=0.5, early=False)], dim=1
     )
+    torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
+
+
+def test_a_stream_that_was_cut_says_so(tts: VALLE, prompt: Prompt) -> None:
+    for early in (False, True):
+        *_, last = tts.stream(TWO, prompt=prompt, seed=8, max_seconds=0.5, early=early)
+        assert last.info["warnings"] == tts.generate(TWO, prompt=prompt, seed=8, max_seconds=0.5).info["warnings"]
+
+
+def test_a_decoder_is_told_the_voice_of_the_prompt(tts: VALLE, prompt: Prompt) -> None:
+    config = replace(tts.model.codec.config, voice_dim=4)
+    torch.manual_seed(0)
+    codec = SpectralCodec(config).eval()
+    codec.load_state_dict(codec.state_dict() | tts.model.codec.state_dict())
+    told = VALLE(replace(tts.model, codec=codec))
+    say = partial(told.generate, "Hi.", prompt=prompt, seed=1)
+    assert close(say(), tts.generate("Hi.", prompt=prompt, seed=1))  # untrained, the voice changes nothing
+    for block in codec.decoder.backbone.blocks:
+        torch.nn.init.normal_(block.film.weight, std=30.0)
+    audio = say()
+    assert torch.equal(audio.codes, tts.generate("Hi.", prompt=prompt, seed=1).codes)
+    voice = codec.voice(prompt.codes.unsqueeze(0))
+    wav = codec.decode(audio.codes.unsqueeze(0), voice)[0] * prompt.gain
+    middle = slice(480, -480)  # ends are faded
+    torch.testing.assert_close(audio.waveform[:, middle], wav[:, middle], atol=1e-5, rtol=0)
+    assert not torch.allclose(wav, codec.decode(audio.codes.unsqueeze(0))[0] * prompt.gain, atol=1e-3)
+    streamed = torch.cat([c.waveform for c in told.stream("Hi.", prompt=prompt, seed=1, early=False)], dim=1)
     torch.testing.assert_close(streamed, audio.waveform, atol=1e-5, rtol=0)
 
 

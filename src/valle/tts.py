@@ -348,35 +348,18 @@ class VALLE:
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Spoken]:
         """Run both language models; ``seeds`` [pieces][candidates]."""
-        sampling = options.sampling(self.model.info.sampling)
         n_candidates = options.num_candidates or 1
-        # What the text adds to their probability tells candidates apart better than what the aligner hears, and needs
-        # no sound.
-        by_gain = n_candidates > 1 and self.model.ar.config.text_dropout > 0
+        by_gain = self._chooses_by_gain(options)
         codes_1: dict[tuple[int, int], Tensor] = {}
         index: dict[tuple[int, int], Tensor] = {}
         stops: dict[tuple[int, int], str] = {}
         scores: dict[tuple[int, int], float] = {}
         n_done = 0
         for batch, candidates in _batches([p.max_frames for p in pieces], n_candidates):
-            some = [pieces[i] for i in batch]
             rows = [(i, c) for i in batch for c in candidates]
-            phonemes, phoneme_lens = self._pad([torch.tensor(p.phonemes) for p in some])  # [B, S], [B]
-            prompt, prompt_lens = self._pad([p.prompt.codes[0] for p in some])  # [B, T'], [B]
             result = self.model.ar.generate(
-                phonemes,
-                phoneme_lens,
-                prompt,
-                prompt_lens,
-                self._durations(some) if self.model.ar.config.alignment else None,
-                min_frames=torch.tensor([p.min_frames for p in some]),
-                max_frames=torch.tensor([p.max_frames for p in some]),
-                sampling=sampling,
-                with_gains=by_gain,
-                text_starts=torch.tensor([p.text_start for p in some]),
-                candidates=len(candidates),
-                # On the CPU whatever the device, so that a seed means the same there.
-                generators=[torch.Generator().manual_seed(seeds[i][c]) for i, c in rows],
+                *self._ar_inputs([pieces[i] for i in batch]),
+                **self._ar_options([pieces[i] for i in batch], [seeds[i][c] for i, c in rows], options),
             )
             for n, row in enumerate(rows):
                 codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]
@@ -400,27 +383,37 @@ class VALLE:
             for i in range(len(pieces))
         ]
 
+    def _chooses_by_gain(self, options: SpeakOptions) -> bool:
+        """Whether candidates are told apart by what the text adds to their probability.
+
+        That does better than what the aligner hears, and needs no sound.
+        """
+        return (options.num_candidates or 1) > 1 and self.model.ar.config.text_dropout > 0
+
+    def _ar_inputs(self, pieces: list[Piece]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """What the AR reads: phonemes [B, S], prompts [B, T'], their lengths, and with alignment their durations."""
+        phonemes, phoneme_lens = self._pad([torch.tensor(p.phonemes) for p in pieces])
+        prompt, prompt_lens = self._pad([p.prompt.codes[0] for p in pieces])
+        durations = self._durations(pieces) if self.model.ar.config.alignment else None
+        return phonemes, phoneme_lens, prompt, prompt_lens, durations
+
+    def _ar_options(self, pieces: list[Piece], seeds: list[int], options: SpeakOptions) -> dict[str, Any]:
+        """How it speaks them; ``seeds`` [B * candidates]."""
+        return {
+            "min_frames": torch.tensor([p.min_frames for p in pieces]),
+            "max_frames": torch.tensor([p.max_frames for p in pieces]),
+            "sampling": options.sampling(self.model.info.sampling),
+            "with_gains": self._chooses_by_gain(options),
+            "text_starts": torch.tensor([p.text_start for p in pieces]),
+            "candidates": len(seeds) // len(pieces),
+            # On the CPU whatever the device, so that a seed means the same there.
+            "generators": [torch.Generator().manual_seed(seed) for seed in seeds],
+        }
+
     def _speak_early(self, piece: Piece, seeds: list[int], options: SpeakOptions, ended: list[str]) -> Iterator[Tensor]:
         """Codes [8, t] of a piece, chunk by chunk, before it is at its end; why it ended is added to ``ended``."""
-        sampling = options.sampling(self.model.info.sampling)
-        n_candidates = options.num_candidates or 1
-        by_gain = n_candidates > 1 and self.model.ar.config.text_dropout > 0
-        phonemes, phoneme_lens = self._pad([torch.tensor(piece.phonemes)])
-        prompt, prompt_lens = self._pad([piece.prompt.codes[0]])
         steps = self.model.ar.steps(
-            phonemes,
-            phoneme_lens,
-            prompt,
-            prompt_lens,
-            self._durations([piece]) if self.model.ar.config.alignment else None,
-            min_frames=piece.min_frames,
-            max_frames=piece.max_frames,
-            sampling=sampling,
-            with_gains=by_gain,
-            text_starts=torch.tensor([piece.text_start]),
-            candidates=n_candidates,
-            choose_after=_FIRST_FRAMES,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            *self._ar_inputs([piece]), **self._ar_options([piece], seeds, options), choose_after=_FIRST_FRAMES
         )
         codes: list[list[int]] = [[] for _ in seeds]
         index: list[list[int]] = [[] for _ in seeds]
@@ -441,7 +434,7 @@ class VALLE:
             )
             return done[rows[0]]
 
-        is_chosen = n_candidates == 1
+        is_chosen = len(seeds) == 1
         while True:
             with torch.inference_mode():
                 step = next(steps, None)
@@ -601,9 +594,11 @@ class VALLE:
                     codes = iter([spoken.codes])
                 yield self._decode_chunks(piece, codes), piece.pause_s
 
+        n_samples = 0
         for wav in join(waves(), self.sample_rate, options.max_seconds):
             if wav.shape[1]:
-                warnings = _warnings(prompt, ended)
+                n_samples += wav.shape[1]
+                warnings = _warnings(prompt, ended, n_samples / self.sample_rate, options)
                 yield Audio(wav, self.sample_rate, info={**self._source(prompt, seed, pieces), "warnings": warnings})
 
     @torch.inference_mode()
@@ -660,19 +655,16 @@ class VALLE:
             if len(speech.scores) > 1:
                 entry |= {"scores": [round(score, 4) for score in speech.scores], "candidate": speech.chosen}
             told.append(entry)
-        cut = options.max_seconds is not None and seconds >= options.max_seconds
         stops = [entry["stop"] for entry in told]
-        unfinished = any(stop != "eos" for stop in stops)
-        warnings = [f"the speech was cut at max_seconds, {options.max_seconds:g} s"] if cut else []
-        warnings += _warnings(prompt, [] if cut else stops)
-        stop = "max_seconds" if cut else "max_frames" if unfinished else "eos"
+        is_finished = all(stop == "eos" for stop in stops)
+        stop = "max_seconds" if _is_cut(seconds, options) else "eos" if is_finished else "max_frames"
         return {
             **self._source(prompt, seed, pieces),
             "stop": stop,
             "seconds": round(seconds, 3),
             "frames": sum(entry["frames"] for entry in told),
             "pieces": told,
-            "warnings": warnings,
+            "warnings": _warnings(prompt, stops, seconds, options),
         }
 
 
@@ -686,15 +678,20 @@ def _batches(max_frames: list[int], n_candidates: int) -> Iterator[tuple[list[in
             yield order[start : start + n_pieces], range(first, min(first + together, n_candidates))
 
 
-def _warnings(prompt: Prompt, stops: Sequence[str]) -> list[str]:
-    """What users should know of a prompt, and of pieces that ended so."""
-    warnings = []
+def _is_cut(seconds: float, options: SpeakOptions) -> bool:
+    return options.max_seconds is not None and seconds >= options.max_seconds
+
+
+def _warnings(prompt: Prompt, stops: Sequence[str], seconds: float, options: SpeakOptions) -> list[str]:
+    """What users should know of a prompt, and of so many seconds whose pieces ended so."""
+    is_cut = _is_cut(seconds, options)
+    warnings = [f"the speech was cut at max_seconds, {options.max_seconds:g} s"] if is_cut else []
     if prompt.fit is not None and prompt.fit < WORST_FIT:
         warnings.append(
             f"the transcript hardly fits {prompt.name}: are these the words spoken in it? If not, voice and words "
             "suffer"
         )
-    if n_unfinished := sum(stop != "eos" for stop in stops):
+    if (n_unfinished := sum(stop != "eos" for stop in stops)) and not is_cut:
         warnings.append(
             f"{n_unfinished} of {len(stops)} pieces reached their longest length without an end: words may be "
             "missing or repeated; try another seed or more candidates"

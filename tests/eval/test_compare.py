@@ -12,7 +12,7 @@ import pytest
 from valle import cli
 from valle.errors import ValleError
 from valle.eval.bootstrap import Estimate
-from valle.eval.compare import compare, read_side
+from valle.eval.compare import COLUMNS, compare, read_side
 from valle.eval.journal import Journal
 
 
@@ -38,11 +38,33 @@ def test_pairs_tell_what_means_alone_do_not(tmp_path: Path) -> None:
     assert isinstance(difference, Estimate)
     assert difference.mean == pytest.approx(np.mean([better[k] - base[k] for k in base]))
     assert 0.015 < difference.low < difference.mean < difference.high < 0.03
-    assert rows["a: mine"]["sim_o"] == pytest.approx(np.mean(list(base.values())))
+    assert rows["A, a: mine"]["sim_o"] == pytest.approx(np.mean(list(base.values())))
     wer = rows["difference"]["wer"]
     assert isinstance(wer, Estimate)
     assert (wer.mean, wer.low, wer.high) == pytest.approx((0.1, 0.1, 0.1))
     assert "sim_r" not in rows["difference"]
+    assert {c.key for c in COLUMNS} >= {"dnsmos", "pesq", "speaker", "f0_shift"}
+
+
+def test_a_codec_is_compared_by_all_its_codebooks_and_other_systems_by_name(tmp_path: Path) -> None:
+    for name, pesq in (("a", 2.0), ("b", 2.5)):
+        journal = Journal(tmp_path / name / "utterances.jsonl", {})
+        for row in ("original", "1", "8"):
+            values = {} if row == "original" else {"pesq": pesq + (row == "8"), "speaker": 0.8, "stoi": None}
+            wer = {"words": 4, "substitutions": 0, "deletions": 1, "insertions": 0}
+            journal.add(("u", row), {**values, "wer": wer})
+        rows: dict[str, Any] = {"original": {}, "1": {}, "8": {}}
+        (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
+    rows, _ = compare(read_side(tmp_path / "a", None), read_side(tmp_path / "b", None))
+    assert (rows["A, a: 8"]["pesq"], rows["B, b: 8"]["pesq"]) == (3.0, 3.5)
+    assert set(rows["difference"]) == {"pesq", "speaker", "wer"}
+    folder = write(tmp_path / "c", {("u", "1"): 0.2})
+    with (folder / "utterances.jsonl").open("a") as file:
+        file.write(json.dumps({"key": ["u", "1", "say -o /tmp/x/out"], "sim_o": 0.3}) + "\n")
+    systems = {"rows": {"recording": {}, "mine": {}, "theirs": {}}, "systems": {"theirs": "say -o out"}}
+    (folder / "results.json").write_text(json.dumps(systems))
+    rows, _ = compare(read_side(folder, None), read_side(folder, "theirs"))
+    assert (rows["A, c: mine"]["sim_o"], rows["B, c: theirs"]["sim_o"]) == (0.2, 0.3)
 
 
 def test_runs_that_only_one_has_do_not_count(tmp_path: Path) -> None:
@@ -50,8 +72,8 @@ def test_runs_that_only_one_has_do_not_count(tmp_path: Path) -> None:
     b = write(tmp_path / "b", {("u", "1"): 0.3, ("v", "1"): 0.6})
     rows, n = compare(read_side(a, None), read_side(b, None))
     assert n == 2
-    assert rows["a: mine"]["sim_o"] == pytest.approx(0.3)
-    assert rows["b: mine"]["sim_o"] == pytest.approx(0.45)
+    assert rows["A, a: mine"]["sim_o"] == pytest.approx(0.3)
+    assert rows["B, b: mine"]["sim_o"] == pytest.approx(0.45)
 
 
 def test_the_command_prints_a_table_and_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

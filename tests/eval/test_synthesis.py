@@ -19,6 +19,7 @@ from valle.eval.journal import Journal
 from valle.eval.synthesis import measure_speech
 from valle.eval.trials import Trial, draw_trials, load_trials, save_trials
 from valle.provenance import read_provenance
+from valle.tts import VALLE
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,21 @@ def test_command_with_a_random_model(manifest: Path, tiny_model_dir: Path, tmp_p
     assert (out / "utterances.jsonl").read_text() == lines
     with pytest.raises(ValleError, match="measurements with another options"):
         report.main([*argv, "--trials", str(out / "trials.jsonl"), "--temperature", "0.9"])
+
+
+def test_a_stream_is_judged_as_it_is_heard(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    argv = ["speech", "--model", str(tiny_model_dir), "--manifest", str(manifest), "--whisper", "none", "--n", "1"]
+    argv += ["--speaker", "none", "--device", "cpu", "--seed", "3", "--out", str(tmp_path)]
+    assert report.main([*argv, "--stream"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["streamed"], results["stops"]) == ("early", {"streamed": 1})
+    (trial,) = load_trials(tmp_path / "trials.jsonl")
+    (prompt,) = tmp_path.glob("wavs/*-0-prompt.flac")
+    options = {"ref_audio": manifest.parent / trial.prompt, "ref_text": trial.prompt_text, "seed": trial.seed}
+    heard = sum(chunk.seconds for chunk in VALLE.from_pretrained(tiny_model_dir, "cpu").stream(trial.text, **options))
+    assert load(prompt.with_name(prompt.name.replace("0-prompt", "3-spoken"))).seconds == pytest.approx(heard)
+    with pytest.raises(ValleError, match="measurements with another streamed"):
+        report.main(argv)
 
 
 def test_another_seed_is_another_measurement(manifest: Path, trials: list[Trial], tmp_path: Path) -> None:

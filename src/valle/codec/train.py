@@ -332,16 +332,16 @@ class CodecTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         frozen = config.train == "decoder"
+        n_foretold = 0 if crops.codes is None else len(crops.codes)
         with torch.set_grad_enabled(not frozen), self.autocast:
-            z = self.codec.latents(wav).float()
+            z = self.codec.latents(wav[: len(wav) - n_foretold]).float()
         commitment = wav.new_zeros(())
         if frozen:
             codes = self.codec.quantizer.encode(z)  # [B, K, T]
             used = self.draw_quantizers(len(wav)).tolist()
             if crops.codes is not None:
-                n = len(crops.codes)
-                codes = torch.cat([codes[:-n], crops.codes])
-                used[-n:] = [self.codec.n_quantizers] * n
+                codes = torch.cat([codes, crops.codes])
+                used[-n_foretold:] = [self.codec.n_quantizers] * n_foretold
             z = torch.cat([self.codec.quantizer.decode(codes[i : i + 1, :k]) for i, k in enumerate(used)])
         elif self.quantizing:
             quantized = self.codec.quantizer(z, self.draw_quantizers(len(wav)), generator=self.generator)

@@ -52,6 +52,33 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
     return Estimate(float(tops.sum() / bottoms.sum()), float(low), float(high), n)
 
 
+def ratio_difference(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = 0
+) -> tuple[float, float, Estimate] | None:
+    """Two ratios over the same utterances, and the second less the first; what is drawn are utterances with both.
+
+    Args:
+        first: [n, 2] numerator and denominator of each utterance.
+        second: likewise.
+        seed: of the draws.
+
+    Returns:
+        both ratios and their difference; None where one of them has nothing below the line.
+    """
+    both = np.stack([first, second])  # [2, n, 2]
+    tops, bottoms = both[..., 0], both[..., 1]
+    if not (bottoms.sum(1) > 0).all():
+        return None
+    n = both.shape[1]
+    drawn = np.random.default_rng(seed).integers(n, size=(N_RESAMPLES, n))
+    sums = bottoms[:, drawn].sum(2)  # [2, N_RESAMPLES]
+    is_told = (sums > 0).all(0)
+    ratios = tops[:, drawn].sum(2)[:, is_told] / sums[:, is_told]
+    low, high = np.quantile(ratios[1] - ratios[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    a, b = tops.sum(1) / bottoms.sum(1)
+    return float(a), float(b), Estimate(float(b - a), float(low), float(high), n)
+
+
 def statistic_interval(
     groups: Sequence[NDArray[np.float64]], statistic: Callable[[NDArray[np.float64]], float], *, seed: int = 0
 ) -> Estimate | None:

@@ -17,21 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from valle.errors import ValleError
-from valle.eval.bootstrap import LEVEL, N_RESAMPLES, Estimate
+from valle.eval import codec_table, synthesis
+from valle.eval.bootstrap import Estimate, ratio_difference
 from valle.eval.journal import read_records
-from valle.eval.results import Column, Row, table
+from valle.eval.results import Column, Row, table, without_folders
 
-COLUMNS = (
-    Column("wer", "WER %", 1, percent=True),
-    Column("sim_o", "SIM-o", 3),
-    Column("sim_r", "SIM-r", 3),
-    Column("mos", "DNSMOS", 2),
-    Column("pesq", "PESQ", 2),
-    Column("stoi", "STOI", 3),
-    Column("similarity", "speaker cosine", 3),
-    Column("length", "length / recording", 2),
-)
-_OTHER = ("recording", "codec round trip")
+COLUMNS = tuple({c.key: c for c in (*synthesis.COLUMNS, *synthesis.QUALITY_COLUMNS, *codec_table.COLUMNS)}.values())
+"""Of speech and of codecs; those that both sides have are told."""
+_GIVEN = (synthesis.RECORDING, synthesis.ROUND_TRIP, codec_table.ORIGINAL)
 
 
 class Side(NamedTuple):
@@ -44,7 +37,7 @@ class Side(NamedTuple):
 
 
 def read_side(folder: Path, row: str | None) -> Side:
-    """A row of a measurement: the model's, or that of this name.
+    """A row of a measurement: that of this name, or else the model's, or that of all of a codec's codebooks.
 
     Raises:
         ValleError: no measurement there, or no such row.
@@ -54,11 +47,13 @@ def read_side(folder: Path, row: str | None) -> Side:
         raise ValleError(f"{folder} holds no results.json; give a folder that `valle eval` wrote")
     results = json.loads(path.read_text(encoding="utf-8"))
     rows = [str(name) for name in results.get("rows", {})]
-    wanted = row or next((name for name in rows if name not in _OTHER), "")
+    own = [name for name in rows if name not in _GIVEN and name not in results.get("systems", {})]
+    wanted = row or (own[-1] if own else "")
     if wanted not in rows:
         raise ValleError(f"{folder} has no row {wanted!r}; its rows are {', '.join(rows) or 'none'}")
+    key = results.get("systems", {}).get(wanted, wanted)
     records = read_records(folder / "utterances.jsonl")
-    return Side(f"{folder.name}: {wanted}", {key[:-1]: r for key, r in records.items() if key[-1] == wanted})
+    return Side(f"{folder.name}: {wanted}", {k[:-1]: r for k, r in records.items() if without_folders(k[-1]) == key})
 
 
 def compare(first: Side, second: Side) -> tuple[dict[str, Row], int]:
@@ -73,24 +68,19 @@ def compare(first: Side, second: Side) -> tuple[dict[str, Row], int]:
     groups: dict[str, list[tuple[str, ...]]] = {}  # an utterance's runs stand or fall together
     for key in common:
         groups.setdefault(key[0], []).append(key)
-    drawn = np.random.default_rng(0).integers(len(groups), size=(N_RESAMPLES, len(groups)))
-    rows: dict[str, dict[str, Estimate | float | None]] = {first.name: {}, second.name: {}, "difference": {}}
+    of_first: dict[str, Estimate | float | None] = {}
+    of_second: dict[str, Estimate | float | None] = {}
+    difference: dict[str, Estimate | float | None] = {}
     for column in COLUMNS:
-        sums = []  # of both, by utterance: numerator and denominator
-        for side in (first, second):
-            values = [[_value(side.records[key], column.key) for key in keys] for keys in groups.values()]
-            sums.append(np.asarray([np.sum(own, axis=0) for own in values]))  # [n, 2]
-        tops, bottoms = (np.stack([s[:, i] for s in sums]) for i in (0, 1))  # [2, n] each
-        if not (bottoms.sum(1) > 0).all():
-            continue
-        means = tops.sum(1) / bottoms.sum(1)
-        with np.errstate(invalid="ignore"):
-            again = tops[:, drawn].sum(2) / bottoms[:, drawn].sum(2)  # [2, N_RESAMPLES]
-        low, high = np.nanquantile(again[1] - again[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        rows[first.name][column.key], rows[second.name][column.key] = float(means[0]), float(means[1])
-        difference = Estimate(float(means[1] - means[0]), float(low), float(high), len(groups))
-        rows["difference"][column.key] = difference
-    return dict(rows), len(groups)
+        sums = [
+            np.asarray([np.sum([_value(side.records[k], column.key) for k in keys], 0) for keys in groups.values()])
+            for side in (first, second)
+        ]
+        if (found := ratio_difference(*sums)) is not None:
+            of_first[column.key], of_second[column.key], difference[column.key] = found
+    # Two folders of one name are told apart all the same.
+    names = [f"A, {first.name}", f"B, {second.name}"]
+    return {names[0]: of_first, names[1]: of_second, "difference": difference}, len(groups)
 
 
 def _value(record: Mapping[str, Any], key: str) -> tuple[float, float]:
@@ -113,13 +103,15 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="valle eval compare", description=about, allow_abbrev=False)
     parser.add_argument("first", type=Path, metavar="A", help="folder of a measurement")
     parser.add_argument("second", type=Path, metavar="B", help="folder of another, of the same trials")
-    parser.add_argument("--row", action="append", default=[], help="of A, and of B when given twice (the model's)")
+    parser.add_argument(
+        "--row", action="append", default=[], help="of A, of B when given twice (default: the model's)"
+    )
     args = parser.parse_args(argv)
     if len(args.row) > 2:
         raise ValleError(f"--row is given {len(args.row)} times; give it once for both, or once for each")
     sides = [read_side(args.first, args.row[0] if args.row else None)]
     sides.append(read_side(args.second, args.row[-1] if args.row else None))
     rows, n = compare(*sides)
-    columns = [column for column in COLUMNS if column.key in rows["difference"]]
+    columns = [Column(c.key, c.name, c.digits, c.percent) for c in COLUMNS if c.key in rows["difference"]]
     sys.stdout.write(f"{n} utterances; B less A, and its 95 % interval over utterances.\n\n" + table("", rows, columns))
     return 0
