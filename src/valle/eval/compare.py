@@ -103,9 +103,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="valle eval compare", description=about, allow_abbrev=False)
     parser.add_argument("first", type=Path, metavar="A", help="folder of a measurement")
     parser.add_argument("second", type=Path, metavar="B", help="folder of another, of the same trials")
-    parser.add_argument(
-        "--row", action="append", default=[], help="of A, of B when given twice (default: the model's)"
-    )
+    parser.add_argument("--row", action="append", default=[], help="of A, of B when given twice (default: the model's)")
     args = parser.parse_args(argv)
     if len(args.row) > 2:
         raise ValleError(f"--row is given {len(args.row)} times; give it once for both, or once for each")
