@@ -17,7 +17,7 @@ help:
 	@echo 'make prepare-kill, make prepare-speed   preparing with many workers: killed at random, and how fast (docs/data.md)'
 
 # One stamp a set of packages: instant while pyproject.toml is unchanged.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml src/valle/native/frames.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "valle needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": set PYTHON=... to a newer one")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing valle into $(VENV) (a few minutes the first time)"

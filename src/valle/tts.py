@@ -43,6 +43,8 @@ from valle.voices import find_voice
 BATCH_ROWS = 8
 """Most utterances that are spoken at once; memory follows it."""
 
+_MOST_KNOWN = 32
+"""Prompts of which is kept what the NAR thinks of them; a few kB each."""
 _NAR_SEED = 0x9E3779B97F4A
 _CHUNK_FRAMES = 75  # that a stream decodes at once
 _FIRST_FRAMES = 40
@@ -62,6 +64,7 @@ class VALLE:
 
     def __init__(self, model: Pretrained) -> None:
         self.model = model
+        self._known: dict[int, tuple[Prompt, Tensor]] = {}  # what the NAR thinks of prompts; kept, ids stay theirs
 
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None, device: str = "auto", weights: str = "auto") -> VALLE:
@@ -536,9 +539,32 @@ class VALLE:
                 temperature=temperature,
                 guidance=guidance,
                 generators=[torch.Generator().manual_seed(seeds[i]) for i in batch],
+                prompt_foretold=self._foretold([pieces[i].prompt for i in batch]),
             )
             out |= {i: codes[n, :, : len(codes_1[i])] for n, i in enumerate(batch)}
         return [out[i] for i in range(len(pieces))]
+
+    def _foretold(self, prompts: list[Prompt]) -> Tensor | None:
+        """What the NAR thinks of the prompts' own frames, [B, T', d], when it asks; once a prompt."""
+        if not self.model.nar.completes_by_prompt or not all(prompt.n_frames for prompt in prompts):
+            return None
+        rows = []
+        for prompt in prompts:
+            known = self._known.get(id(prompt))
+            if known is None:
+                phonemes, phoneme_lens = self._pad([torch.tensor(prompt.phonemes)])
+                codes = prompt.codes.unsqueeze(0).to(self.model.device)  # [1, 8, T']
+                lens = torch.tensor([prompt.n_frames], device=self.model.device)
+                index = None
+                if prompt.durations is not None and self.model.nar.config.alignment:
+                    durations = torch.tensor([prompt.durations], device=self.model.device)
+                    index = frame_index(durations, phoneme_lens, prompt.n_frames)  # [1, T']
+                foretold = self.model.nar.foretell_prompt(phonemes, phoneme_lens, codes, lens, index)[0]
+                known = self._known[id(prompt)] = (prompt, foretold)
+                while len(self._known) > _MOST_KNOWN:
+                    self._known.pop(next(iter(self._known)), None)
+            rows.append(known[1])
+        return self._pad(rows)[0]
 
     def _durations(self, pieces: list[Piece]) -> Tensor:
         """Frames of each phoneme in the prompts, [B, S]."""

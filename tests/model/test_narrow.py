@@ -121,7 +121,7 @@ def test_in_8_bits_tables_and_convolutions_are_halved():
     for make_layer in LAYERS[1:]:
         layer = make(make_layer)
         layer.narrow("int8")
-        assert not layer.int8
+        assert layer.precision == "fp16"
         assert (layer.narrowed is not None) == can_halve()
 
 

@@ -17,6 +17,7 @@ phoneme of that frame, and foretells besides where the frame after it belongs. S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -41,7 +42,8 @@ from valle.model.alignment import (
 from valle.model.decoder import Decoder
 from valle.model.frame_layers import CausalContext
 from valle.model.guidance import Readings
-from valle.model.sampling import SamplingConfig, sample
+from valle.model.narrow import Linear
+from valle.model.sampling import SamplingConfig, log_probs_of, sample
 from valle.model.transformer import (
     IGNORE_INDEX,
     Embedding,
@@ -53,6 +55,7 @@ from valle.model.transformer import (
     padding_mask,
     token_loss,
 )
+from valle.native.frames import Frames, can_run
 
 StopReason = Literal["eos", "max_frames"]
 """Why an utterance ended: the model drew its end (with alignment: its phonemes were at an end), or reached the limit:
@@ -157,12 +160,12 @@ class ARResult(NamedTuple):
 class ARState:
     """What generation carries from frame to frame."""
 
-    decoder: Decoder
+    decoder: Decoder | Frames
     positions: Tensor  # [B] the position of the next code
     max_position: int  # no position reaches this
     context: Tensor | None = None  # [B, S + 1, D] with alignment, the vectors of the phonemes
     moves: Tensor | None = None  # [B, 3] float32, with alignment, logits of where the frame after the next belongs
-    pasts: list[Tensor] | None = None  # with convolutions, what each has read last
+    pasts: list[Tensor] | None = None  # with convolutions, what each has read last; Frames keep that themselves
     blind: Tensor | None = None  # [B] bool, rows that are not told their phonemes
 
 
@@ -186,7 +189,7 @@ class AR(nn.Module):
         if config.alignment:
             self.context = PhonemeContext(config.n_phonemes, dim)
             self.age_emb = Embedding(N_AGES, dim)
-            self.move = nn.Linear(dim, 3)
+            self.move = Linear(dim, 3)
             nn.init.normal_(self.move.weight, std=dim**-0.5)
             nn.init.zeros_(self.move.bias)
             self.register_buffer("kinds", torch.tensor(config.phoneme_kinds), persistent=False)
@@ -415,18 +418,21 @@ class AR(nn.Module):
         reasons: list[StopReason | None] = [None] * n_rows
         qualities = [0.0] * n_rows
         for n in range(max(most)):
-            log_probs = logits.log_softmax(dim=-1)  # the model's own, before guidance and holding <eos> back
-            logits = readings.guided(logits, sampling)  # [B, codebook_size + 1]
-            logits[:, self.eos_id].masked_fill_((n < earliest) | self.config.alignment, -torch.inf)
-            tokens = sample(logits, sampling, generators, recent)  # [B]
-            log_probs = log_probs.gather(1, tokens.repeat(readings.n).unsqueeze(1)).squeeze(1)  # [R * B]
+            guided = readings.guided(logits, sampling)  # [B, codebook_size + 1]
+            if self.config.alignment:
+                guided[:, self.eos_id] = -torch.inf
+            elif n < max(least):
+                guided[:, self.eos_id].masked_fill_(n < earliest, -torch.inf)
+            tokens = sample(guided, sampling, generators, recent)  # [B]
+            # Under the model's own distribution, before guidance and holding <eos> back.
+            log_probs = log_probs_of(logits, torch.cat([tokens] * readings.n))  # [R * B]
             gains = (log_probs[:n_rows] - log_probs[n_rows : 2 * n_rows]).tolist() if is_blind else None  # [B]
 
             codes: list[int | None] = [None] * n_rows
             values = [0.0] * n_rows
             told_more = None if gains is None else [0.0] * n_rows
             index = None if pointer is None else list(pointer.index)
-            moves = None if state.moves is None else state.moves[:n_rows].softmax(dim=-1).tolist()  # [B][3]
+            moves = None if state.moves is None else _softmax(state.moves[:n_rows])  # [B][3]
             for i, (token, value) in enumerate(zip(tokens.tolist(), log_probs[:n_rows].tolist(), strict=True)):
                 if reasons[i] is not None:
                     continue
@@ -467,11 +473,11 @@ class AR(nn.Module):
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             # Rows that have ended are carried along; nobody reads them.
-            tokens = tokens.repeat(readings.n)
+            tokens = torch.cat([tokens] * readings.n)
             if pointer is None:
                 logits = self.decode(tokens, state)
             else:
-                places = torch.tensor([pointer.index, pointer.age], device=device).repeat(1, readings.n)
+                places = torch.tensor([pointer.index * readings.n, pointer.age * readings.n], device=device)
                 logits = self.decode(tokens, state, places[0] - earlier, places[1])
 
     @staticmethod
@@ -526,13 +532,23 @@ class AR(nn.Module):
         cache = KVCache(self.config.transformer, len(x), longest, like=x)
         h = self._transform(x, text_lens, cache)  # [B, longest, D]
         h = h[torch.arange(len(x), device=x.device), lens - 1]  # [B, D]
-        mask = padding_mask(lens, longest) if bool((lens < longest).any()) else None  # [B, longest]
         positions = prompt_lens
-        decoder = Decoder(self.transformer, cache, max_frames, candidates, mask)
         if candidates > 1:
             h, positions = _repeat(h, candidates), _repeat(positions, candidates)
             local, context, blind = (None if x is None else _repeat(x, candidates) for x in (local, context, blind))
             pasts = None if pasts is None else [_repeat(past, candidates) for past in pasts]
+        decoder: Decoder | Frames
+        outputs: list[nn.Module] = [self.output_emb or self.code_emb, *([self.move] if self.config.alignment else [])]
+        convolutions = self.local if self.config.local_layers else None
+        if can_run(self.transformer, convolutions, outputs):
+            decoder = Frames(
+                self.transformer, cache, lens, max_frames, candidates,
+                local=convolutions, pasts=pasts or (), outputs=outputs,
+            )  # fmt: skip
+            pasts = None
+        else:
+            mask = padding_mask(lens, longest) if bool((lens < longest).any()) else None  # [B, longest]
+            decoder = Decoder(self.transformer, cache, max_frames, candidates, mask)
         state = ARState(decoder, positions, prompt.shape[1] + max_frames, context, pasts=pasts, blind=blind)
         return self._foretell(h, local, state), state
 
@@ -554,6 +570,11 @@ class AR(nn.Module):
             assert age is not None, "a model with alignment needs the age of the next frame"
             told = self._place(state.context, index.unsqueeze(1), age.unsqueeze(1)).squeeze(1)  # [B, D]
             x = x + (told if state.blind is None else told.masked_fill(state.blind.unsqueeze(1), 0))
+        if isinstance(state.decoder, Frames):
+            state.positions = state.positions + 1
+            logits, *moves = state.decoder.step(x)
+            state.moves = moves[0] if moves else None
+            return logits
         local = None
         if state.pasts is not None:
             local = self.local.step(x, state.pasts)  # [B, D]
@@ -670,6 +691,17 @@ class AR(nn.Module):
 def _repeat(x: Tensor, n: int) -> Tensor:
     """Each row n times: x [B, ...] -> [B * n, ...]."""
     return x.repeat_interleave(n, dim=0)
+
+
+def _softmax(logits: Tensor) -> list[list[float]]:
+    """logits [B, 3] -> probabilities [B][3]; so few numbers are not worth a call that wakes torch's threads."""
+    rows = []
+    for row in logits.tolist():
+        largest = max(row)
+        exponentials = [math.exp(x - largest) for x in row]
+        total = sum(exponentials)
+        rows.append([x / total for x in exponentials])
+    return rows
 
 
 def _best(qualities: list[float], candidates: int) -> list[int]:

@@ -54,7 +54,7 @@ class Readings:
         """[R * B] bool, rows that are not told their phonemes."""
 
     def guided(self, logits: Tensor, sampling: SamplingConfig) -> Tensor:
-        """Logits [R * B, n] of all ways -> [B, n], told and taken further away from the others."""
+        """Logits [R * B, n] of all ways -> new ones [B, n], told and taken further away from the others."""
         told, *others = logits.chunk(self.n)
-        logits = others[0] + sampling.guidance * (told - others[0]) if self.has_blind else told
+        logits = torch.lerp(others[0], told, sampling.guidance) if self.has_blind else told.clone()
         return logits + (sampling.voice_guidance - 1) * (told - others[-1]) if self.has_alone else logits

@@ -324,16 +324,46 @@ class NAR(nn.Module):
             codes.append(ids)
         return torch.stack(codes, dim=1)
 
-    def _missed(self, vectors: Tensor, batch: NARBatch) -> Tensor:
+    @torch.no_grad()
+    def foretell_prompt(
+        self,
+        phonemes: Tensor,
+        phoneme_lens: Tensor,
+        prompt: Tensor,
+        prompt_lens: Tensor,
+        prompt_index: Tensor | None = None,
+    ) -> Tensor:
+        """What this model thinks that a prompt's codebooks 2 to 8 add up to, from its codebook 1: [B, T', d] float32.
+
+        Args:
+            phonemes: [B, S] of its transcript, and of nothing else.
+            phoneme_lens, prompt, prompt_lens, prompt_index: as for ``generate``.
+        """
+        assert self.completes_by_prompt, "the others have no use for it"
+        codes, is_prompt = prompt[:, :1], padding_mask(prompt_lens, prompt.shape[2])
+        batch = NARBatch(
+            phonemes, phoneme_lens, codes, prompt_lens, prompt, prompt_lens, is_prompt, prompt_index, prompt_index
+        )
+        return self._foretell_prompt(batch)
+
+    @property
+    def completes_by_prompt(self) -> bool:
+        """Whether what it misses at the prompt's own frames helps it to complete others."""
+        return self.config.one_pass and self.config.complete_by == "prompt"
+
+    def _foretell_prompt(self, batch: NARBatch) -> Tensor:
+        is_prompt = padding_mask(batch.prompt_lens, batch.prompt_codes.shape[2])
+        again = batch._replace(
+            codes=batch.prompt_codes[:, :1], code_lens=batch.prompt_lens, in_loss=is_prompt, index=batch.prompt_index
+        )
+        return self._vectors(self._transform(self._read(again), again.codes, 2))
+
+    def _missed(self, vectors: Tensor, batch: NARBatch, foretold: Tensor) -> Tensor:
         """What was foretold too little at the prompt's frames most like those of the target; as ``vectors`` [B, T, d].
 
-        For that the prompt's own codebooks 2 to 8 are foretold from its codebook 1.
+        ``foretold`` [B, T', d]: what the prompt's own codebooks 2 to 8 were thought to add up to.
         """
-        prompt, lens = batch.prompt_codes, batch.prompt_lens
-        is_prompt = padding_mask(lens, prompt.shape[2])
-        index = batch.prompt_index
-        again = batch._replace(codes=prompt[:, :1], code_lens=lens, in_loss=is_prompt, index=index)
-        foretold = self._vectors(self._transform(self._read(again), again.codes, 2))  # [B, T', d]
+        prompt, lens, index = batch.prompt_codes, batch.prompt_lens, batch.prompt_index
         missed = self._look_up(prompt[:, 1:], self.codebooks[1:]) - foretold  # [B, T', d]
         firsts = [self._look_up(codes[:, :1], self.codebooks[:1]) for codes in (batch.codes, prompt)]
         found = torch.zeros_like(vectors)
@@ -460,6 +490,7 @@ class NAR(nn.Module):
         temperature: float = 0.0,
         guidance: float = 1.0,
         generators: Sequence[torch.Generator] | None = None,
+        prompt_foretold: Tensor | None = None,
     ) -> Tensor:
         """Add codebooks 2 to 8 to codebook 1, greedily, one pass a codebook (but see ``one_pass``, ``complete_by``).
 
@@ -476,6 +507,8 @@ class NAR(nn.Module):
             guidance: how far the prompt pulls: what is said without it, plus so many times what it changes; 1: off,
                 another number needs ``prompt_dropout`` and is for completion by codes.
             generators: one a row, fresh, for a temperature above 0: a row then gives the same alone and in any batch.
+            prompt_foretold: [B, T', d] of ``foretell_prompt``, for completion by the prompt; None: computed here, with
+                all phonemes. For many texts with one prompt it is worth being computed once.
 
         Returns:
             codes [B, K, T]; 0 in the padding.
@@ -499,7 +532,8 @@ class NAR(nn.Module):
         if h is not None and self.config.complete_by != "codes":
             vectors = self._vectors(h)  # [B, T, d]
             if self.config.complete_by == "prompt" and prompt.shape[2]:
-                vectors = vectors + self._missed(vectors, batch)
+                foretold = self._foretell_prompt(batch) if prompt_foretold is None else prompt_foretold
+                vectors = vectors + self._missed(vectors, batch, foretold)
             codes = torch.cat([codes, self._quantise(vectors)], dim=1)  # [B, K, T]
             return codes.masked_fill(~is_target.unsqueeze(1), 0)
         for stage in self.stages:

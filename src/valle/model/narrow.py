@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,16 @@ from torch import Tensor, nn
 
 from valle.errors import ValleError
 
-Precision = Literal["fp16", "int8"]
+Precision = Literal["fp16", "int8", "int4"]
 
 _MANY_ROWS = 64
 """From here on fp32 is as fast as fp16: the work is no longer in reading weights."""
 
 _SHARED_OUT = 1 << 18
 """Numbers of a matrix from which on threads share its product; below, they would wait for each other longer."""
+
+GROUP = 32
+"""Inputs whose 4-bit weights share a scale."""
 
 _MOST_INPUT, _MOST_WEIGHT = 127, 63
 """Largest 8-bit input, and weight. AVX2 adds up products of two pairs in 16 bits, which hold 2 · (128 + 127) · 63."""
@@ -71,8 +74,10 @@ class Narrowable(nn.Module):
     weight: Tensor
     narrowed: Callable[[Tensor], Tensor] | None = None
     """The product with the weights in fewer bits, in a layout that only torch understands."""
-    int8 = False
-    """Whether those are 8."""
+    precision: Precision | None = None
+    """How ``narrow`` has them read; None: as they are."""
+    packed: Any = None
+    """The same for a frame in one call (``valle.native.frames``), made when it is first asked for."""
 
     def narrow(self, precision: Precision = "fp16") -> None:
         """Read the weights in fewer bits from now on, in half precision where they lose nothing and the machine can.
@@ -81,12 +86,17 @@ class Narrowable(nn.Module):
         """
         weight, bias = self.weight.detach().flatten(1), getattr(self, "bias", None)
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        self.narrowed = None
-        self.int8 = precision == "int8" and isinstance(self, nn.Linear)
-        if self.int8:
+        self.narrowed = self.precision = self.packed = None
+        if precision == "int4" and isinstance(self, nn.Linear) and weight.shape[1] % GROUP == 0:
+            self.precision = precision
+            coarse = dequantised_4(weight)
+            self.narrowed = lambda x: F.linear(x, coarse, bias)
+        elif precision == "int8" and isinstance(self, nn.Linear):
+            self.precision = precision
             self.narrowed = _int8(weight, bias)
-        elif can_halve() and torch.equal(weight, weight.half().float()):
-            self.narrowed = _halved(weight, bias)
+        elif torch.equal(weight, weight.half().float()):
+            self.precision = "fp16"
+            self.narrowed = _halved(weight, bias) if can_halve() else None
 
     def multiplier(self) -> Callable[[Tensor], Tensor]:
         """x [..., m] -> [..., n] as a function, which costs less to call than a module."""
@@ -101,7 +111,8 @@ class Linear(Narrowable, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        if self.narrowed is None or self.training or not (self.int8 or x.numel() <= _MANY_ROWS * self.in_features):
+        is_exact = self.precision == "fp16"
+        if self.narrowed is None or self.training or (is_exact and x.numel() > _MANY_ROWS * self.in_features):
             return super().forward(x)
         return self.narrowed(x)
 
@@ -123,6 +134,38 @@ def narrow(model: nn.Module, precision: Precision = "fp16") -> None:
     for module in model.modules():
         if isinstance(module, Narrowable):
             module.narrow(precision)
+
+
+def quantised_8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [n, m] -> int8 [n, m] of -127 to 127 and their scales [n]."""
+    scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight / scales.unsqueeze(1)).round().to(torch.int8), scales
+
+
+def quantised_4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [n, m], m a multiple of ``GROUP`` -> uint8 [n, m] of 0 to 15, 8 being zero, and scales [n, m / 32] half.
+
+    Of several scales of a group that with the least squared error is taken: the largest weight may be cut a little.
+    """
+    groups = weight.unflatten(1, (-1, GROUP))  # [n, m / 32, 32]
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))  # with its sign, since 8 values are below zero
+    best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    for steps in (8.5, 8.0, 7.5, 7.0, 6.5, 6.0, 5.5):
+        scale = (-largest / steps).half().float()
+        error = (groups - scale * _to_4_bits(groups, scale)).square().sum(2, keepdim=True)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    numbers = _to_4_bits(groups, best) + 8
+    return numbers.to(torch.uint8).flatten(1), best.squeeze(2).half()
+
+
+def dequantised_4(weight: Tensor) -> Tensor:
+    """What is left of weight [n, m] in 4 bits."""
+    numbers, scales = quantised_4(weight)
+    return ((numbers.float() - 8).unflatten(1, (-1, GROUP)) * scales.float().unsqueeze(2)).flatten(1)
+
+
+def _to_4_bits(groups: Tensor, scale: Tensor) -> Tensor:
+    return (groups / torch.where(scale == 0, 1, scale)).round_().clamp_(-8, 7)
 
 
 def _halved(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from valle.errors import ValleError
+from valle.native import sampling as native
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def sample(
     """
     logits = logits.float()
     is_greedy = config.temperature == 0
-    tokens = logits.argmax(dim=-1) if is_greedy else _draw(filter_logits(logits, config), generators)  # [B]
+    tokens = logits.argmax(dim=-1) if is_greedy else _draw(logits, config, generators)  # [B]
     if not config.repetition_aware:
         return tokens
     assert recent is not None, "repetition-aware sampling needs the recent tokens"
@@ -108,14 +109,25 @@ def sample(
     )
     # In double precision, where a count over the window equals the decimal fraction the user wrote.
     share = (recent == tokens.unsqueeze(1)).sum(dim=1).double() / config.ras_window  # [B]
-    return torch.where(share > config.ras_threshold, _draw(logits, generators), tokens)
+    return torch.where(share > config.ras_threshold, _draw(logits, SamplingConfig(), generators), tokens)
 
 
-def _draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw from softmax(logits) [B, V] -> [B]: the arg-max of logits with Gumbel noise is such a draw.
+def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of one token each: logits [B, V], tokens [B] -> [B] float32."""
+    if native.can_draw(logits):
+        return native.log_probs(logits, tokens)
+    return logits.float().log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def _draw(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw from softmax of what ``filter_logits`` leaves, [B, V] -> [B]: arg-max with Gumbel noise is such a draw.
 
     Unlike a search in cumulated probabilities it can never, by rounding, return an excluded token.
     """
     n = logits.shape[1]
-    noise = [torch.empty(n, device=g.device).exponential_(generator=g).to(logits.device) for g in generators]
-    return (logits - torch.stack(noise).log()).argmax(dim=-1)
+    noise = torch.empty(len(logits), n, device=generators[0].device)
+    for row, generator in zip(noise, generators, strict=True):
+        row.exponential_(generator=generator)
+    if native.can_draw(logits) and noise.device == logits.device:
+        return native.draw(logits, noise, config.temperature, config.top_k, config.top_p)
+    return (filter_logits(logits, config) - noise.to(logits.device).log()).argmax(dim=-1)

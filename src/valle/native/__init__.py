@@ -1,0 +1,36 @@
+"""What is compiled (``frames.c``): frames of a transformer that speaks, and the draws between them; x86 with AVX2.
+
+It is built when valle is installed, where there is a C compiler, and used where it is there and the processor can run
+it. Without it everything works the same, by PyTorch, and speaks about half as fast (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from importlib.util import find_spec
+
+SWITCH = "VALLE_NATIVE"
+"""Environment variable: 0 leaves what is compiled alone."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where there are none, where this processor cannot run them, or by ``SWITCH``."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return None
+    spec = find_spec("valle.native._frames")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        found = ctypes.CDLL(spec.origin)  # a library like any other: it holds nothing of Python
+    except OSError:  # it was built for another machine
+        return None
+    at, n, many = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    found.valle_run.argtypes = [at, n, n]
+    found.valle_draw.argtypes = [at, many, n, n, ctypes.c_float, n, ctypes.c_float, at, at, at]
+    found.valle_log_probs.argtypes = [at, many, n, n, at, at]
+    found.valle_draw.restype = found.valle_log_probs.restype = None
+    found.valle_size_of_frame.restype = found.valle_size_of_phase.restype = ctypes.c_int64
+    return found if found.valle_can_run() else None

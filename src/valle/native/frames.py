@@ -1,0 +1,365 @@
+"""A causal transformer that goes on frame by frame, in one call a frame: the Python side of ``frames.c``.
+
+It does what ``valle.model.decoder`` does call by call, and what stands around the transformer in a frame besides: the
+convolutions before it and the outputs behind it. Matrices are packed once a model, the list of phases is made once an
+utterance.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from valle.model.frame_layers import CausalContext
+from valle.model.narrow import Narrowable, Precision, quantised_4, quantised_8
+from valle.model.transformer import Block, KVCache, Transformer
+from valle.native import library
+
+_BLOCK, _GROUP, _COLUMNS = 16, 32, 32  # as in frames.c
+_LINEAR, _ATTEND, _ROWS = 0, 1, 2
+_KINDS = {"fp16": 0, "int8": 1, "int4": 2}
+_ACTIVATIONS = {None: 0, "gelu": 1, "relu": 2}
+_CHUNKS_PER_THREAD = 4
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("column", ctypes.c_int64)]
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("n_in", ctypes.c_int32),
+        ("n_out", ctypes.c_int32),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
+class _Phase(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("input", _Rows),
+        ("out", _Rows),
+        ("residual", _Rows),
+        ("n", ctypes.c_int32),
+        ("n_chunks", ctypes.c_int32),
+        ("gain", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("norm_weight", ctypes.c_void_p),
+        ("norm_bias", ctypes.c_void_p),
+        ("matrix", _Matrix),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("own_keys", ctypes.c_void_p),
+        ("own_values", ctypes.c_void_p),
+    ]
+
+
+class _Frame(ctypes.Structure):
+    _fields_ = [
+        ("n_phases", ctypes.c_int32),
+        ("n_rows", ctypes.c_int32),
+        ("n_copies", ctypes.c_int32),
+        ("n_heads", ctypes.c_int32),
+        ("n_grouped", ctypes.c_int32),
+        ("d", ctypes.c_int32),
+        ("n_shared_most", ctypes.c_int32),
+        ("own_most", ctypes.c_int32),
+        ("n_shared", ctypes.c_void_p),
+        ("phases", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_floats", ctypes.c_int64),
+    ]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A layer's weights [n_out, n_in] as ``frames.c`` reads them, and its bias."""
+
+    kind: int
+    n_in: int
+    n_out: int
+    weights: Tensor
+    scales: Tensor | None
+    bias: Tensor | None  # [n_out rounded up to a block]
+
+    @classmethod
+    def pack(cls, weight: Tensor, bias: Tensor | None, precision: Precision) -> Matrix:
+        """weight [n_out, n_in], bias [n_out]; fp16 takes what half precision holds exactly."""
+        n_out, n_in = weight.shape
+        more = -n_out % _BLOCK
+        weight = F.pad(weight.detach().float(), (0, 0, 0, more))
+        bias = None if bias is None else F.pad(bias.detach().float(), (0, more)).contiguous()
+        scales = None
+        if precision == "fp16":
+            packed = weight.half().view(-1, _BLOCK, n_in).transpose(1, 2)  # [n / 16, n_in, 16]
+        elif precision == "int8":
+            numbers, scales = quantised_8(weight)  # [n, n_in], [n]
+            packed = numbers.view(-1, _BLOCK, n_in // 2, 2).transpose(1, 2)  # [n / 16, n_in / 2, 16, 2]
+        else:
+            numbers, scales = quantised_4(weight)  # [n, n_in] of 0 to 15, half [n, n_in / 32]
+            pairs = numbers.view(-1, _BLOCK, n_in // 4, 2, 2).permute(0, 2, 3, 1, 4)  # [n / 16, n_in / 4, 2, 16, 2]
+            packed = pairs[:, :, 0] | pairs[:, :, 1] << 4  # [n / 16, n_in / 4, 16, 2]
+            scales = scales.view(-1, _BLOCK, n_in // _GROUP).transpose(1, 2).contiguous()
+        return cls(_KINDS[precision], n_in, n_out, packed.contiguous(), scales, bias)
+
+    def structure(self) -> _Matrix:
+        """For ``frames.c``; good as long as this object lives."""
+        return _Matrix(
+            self.kind, self.n_in, self.n_out, self.weights.data_ptr(), _pointer(self.scales), _pointer(self.bias)
+        )
+
+
+def can_run(transformer: Transformer, local: CausalContext | None, outputs: Sequence[nn.Module]) -> bool:
+    """Whether ``Frames`` can take these: the library is there, they are on the CPU, narrowed, and of fitting sizes."""
+    if library() is None or transformer.training or transformer.norm is None:
+        return False
+    layers = [m for m in transformer.modules() if isinstance(m, Narrowable)]
+    layers += [] if local is None else [m for m in local.modules() if isinstance(m, Narrowable)]
+    layers += [m for m in outputs if isinstance(m, Narrowable)]
+    if any(layer.precision is None or layer.weight.device.type != "cpu" for layer in layers):
+        return False
+    attention = transformer.blocks[0].attention
+    return attention.head_dim % _COLUMNS == 0 and all(_fits(layer) for layer in layers)
+
+
+def _fits(layer: Narrowable) -> bool:
+    n_in = layer.weight[0].numel()
+    return n_in % (_GROUP if layer.precision == "int4" else 8) == 0
+
+
+class Frames:
+    """Goes on from a cache that a transformer has filled, by up to ``max_len`` frames (``can_run``).
+
+    Rows are as in ``valle.model.decoder``: C go on from each of B that were read. Keys and values are kept in half
+    precision.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        cache: KVCache,
+        lens: Tensor,
+        max_len: int,
+        n_copies: int = 1,
+        *,
+        local: CausalContext | None = None,
+        pasts: Sequence[Tensor] = (),
+        outputs: Sequence[nn.Module],
+    ) -> None:
+        """
+        Args:
+            transformer: not an adaptive one, and in evaluation mode.
+            cache: of B rows.
+            lens: [B] how many columns of the cache each row has; the others do not count.
+            max_len: most frames to come.
+            n_copies: C.
+            local: convolutions before the transformer, which pass on to the outputs beside it.
+            pasts: what each of them has read last, as many [B * C, D, 6].
+            outputs: layers behind the transformer, each of which makes what ``step`` returns.
+        """
+        found = library()
+        assert found is not None, "ask can_run first"
+        assert found.valle_size_of_phase() == ctypes.sizeof(_Phase), "frames.c and frames.py differ"
+        assert found.valle_size_of_frame() == ctypes.sizeof(_Frame), "frames.c and frames.py differ"
+        self._run = found.valle_run
+        self._transformer, self._local, self._outputs = transformer, local, list(outputs)
+        self._max_len = max_len
+        self.length = 0
+        """Frames that came after those of the cache."""
+        n = cache.length
+        n_rows, n_heads, _, d = cache.keys[0].shape
+        self._n_shared = lens.to(torch.int32).contiguous()
+        self._n_shared_most = n
+        self._keys = [_in_columns(keys[:, :, :n]) for keys in cache.keys]
+        self._values = [values[:, :, :n].half().contiguous() for values in cache.values]
+        n_blocks = -(-max_len // _COLUMNS)
+        rows = n_rows * n_copies
+        layers = len(transformer.blocks)
+        # Zeros cost nothing before they are written to.
+        self._own_keys = torch.zeros(layers, rows, n_heads, n_blocks, d, _COLUMNS, dtype=torch.float16)
+        self._own_values = torch.zeros(layers, rows, n_heads, max_len, d, dtype=torch.float16)
+        self._histories = []  # what each convolution reads, [B * C, 6 + max_len, D]
+        for past in pasts:
+            history = past.new_zeros(rows, past.shape[2] + max_len, past.shape[1])
+            history[:, : past.shape[2]] = past.transpose(1, 2)
+            self._histories.append(history)
+        self._n_copies = n_copies
+        self._plan()
+
+    def step(self, x: Tensor) -> list[Tensor]:
+        """One more frame of each row: x [B * C, D] -> of each output [B * C, n]."""
+        assert self.length < self._max_len, f"there is room for {self._max_len} more frames and no further one"
+        self._x.copy_(x)
+        self._run(self._frame_at, self.length, torch.get_num_threads())
+        self.length += 1
+        return [result.clone() for result in self._results]
+
+    def keep(self, copies: Tensor) -> None:
+        """Of the rows that go on from each one that was read, only this one goes on: copies [B] of 0 to C - 1."""
+        rows = torch.arange(len(copies)) * self._n_copies + copies
+        self._own_keys, self._own_values = self._own_keys[:, rows], self._own_values[:, rows]
+        self._histories = [history[rows] for history in self._histories]
+        self._n_copies = 1
+        self._plan()
+
+    # The list of phases
+
+    def _plan(self) -> None:
+        attention = self._transformer.blocks[0].attention
+        n_rows = len(self._n_shared) * self._n_copies
+        dim = attention.out.in_features
+        self._phases: list[_Phase] = []
+        self._kept: list[Any] = []  # what pointers point at
+        self._scratch_floats = 0
+        self._n_rows, self._d = n_rows, attention.head_dim
+        self._x = torch.zeros(n_rows, dim)
+        found = self._plan_local() if self._local is not None else None
+        qkv = torch.zeros(n_rows, attention.qkv.out_features)
+        attended = torch.zeros(n_rows, dim)
+        inside = torch.zeros(n_rows, self._transformer.blocks[0].ff.up.out_features)
+        for layer, block in enumerate(self._transformer.blocks):
+            assert isinstance(block, Block)
+            self._linear(block.attention.qkv, self._x, qkv, norm=block.attention_norm)
+            self._attend(layer, qkv, attended)
+            self._linear(block.attention.out, attended, self._x, residual=self._x)
+            self._linear(block.ff.up, self._x, inside, norm=block.ff_norm, activation=block.ff.activation.__name__)
+            self._linear(block.ff.out, inside, self._x, residual=self._x)
+        h = torch.zeros_like(self._x)
+        self._add(self._x, h, norm=self._transformer.norm)
+        if found is not None:
+            assert self._local is not None
+            self._linear(self._local.out, found, h, residual=h)
+        self._results = []
+        for output in self._outputs:
+            result = torch.zeros(n_rows, len(output.weight))  # type: ignore[arg-type]
+            self._linear(output, h, result)
+            self._results.append(result)
+        phases = (_Phase * len(self._phases))(*self._phases)
+        scratch = torch.zeros(self._scratch_floats + 64)
+        self._kept += [phases, scratch]
+        self._frame = _Frame(
+            len(self._phases), n_rows, self._n_copies, attention.n_kv_heads, attention.n_heads // attention.n_kv_heads,
+            self._d, self._n_shared_most, self._max_len, self._n_shared.data_ptr(), ctypes.addressof(phases),
+            -(-scratch.data_ptr() // 64) * 64, self._scratch_floats,
+        )  # fmt: skip
+        self._frame_at = ctypes.addressof(self._frame)
+
+    def _plan_local(self) -> Tensor:
+        """The convolutions; what they find, [B * C, D], is added to the transformer's input."""
+        assert self._local is not None
+        dim = self._x.shape[1]
+        size = self._local.kernel_size
+        found = torch.zeros_like(self._x)
+        places = [_at(history, column=dim, offset=(size - 1) * dim) for history in self._histories] + [_at(found)]
+        self._add(self._x, places[0], norm=self._local.norm)
+        for i, conv in enumerate(self._local.convs):
+            window = _at(self._histories[i], column=dim)
+            self._linear(conv, window, places[i + 1], residual=places[i], activation="gelu")
+        self._add(found, self._x, residual=self._x, gain=self._local.scale)
+        return found
+
+    def _linear(
+        self,
+        layer: nn.Module,
+        x: Tensor | _Rows,
+        out: Tensor | _Rows,
+        residual: Tensor | _Rows | None = None,
+        norm: nn.Module | None = None,
+        activation: str | None = None,
+    ) -> None:
+        matrix = _packed(layer)
+        blocks = -(-matrix.n_out // _BLOCK)
+        phase = self._phase(_LINEAR, x, out, residual, matrix.n_in, norm)
+        phase.n_chunks = max(1, min(blocks, _CHUNKS_PER_THREAD * torch.get_num_threads()))
+        phase.activation = _ACTIVATIONS[activation]
+        phase.matrix = matrix.structure()
+        self._kept.append(matrix)
+        n = matrix.n_in
+        self._need(self._n_rows * (2 * n + n // _GROUP + 2) + 64)
+
+    def _attend(self, layer: int, qkv: Tensor, out: Tensor) -> None:
+        phase = self._phase(_ATTEND, qkv, out, None, qkv.shape[1], None)
+        phase.gain = self._d**-0.5
+        own = self._own_keys[layer], self._own_values[layer]
+        tensors = self._keys[layer], self._values[layer], *own
+        phase.keys, phase.values, phase.own_keys, phase.own_values = (x.data_ptr() for x in tensors)
+        phase.n_chunks = len(self._n_shared) * self._keys[layer].shape[1]
+        self._need(3 * (self._n_shared_most + self._max_len + 2 * _COLUMNS + 2 * self._d))
+
+    def _add(
+        self,
+        x: Tensor,
+        out: Tensor | _Rows,
+        residual: Tensor | None = None,
+        norm: nn.Module | None = None,
+        gain: float = 1.0,
+    ) -> None:
+        phase = self._phase(_ROWS, x, out, residual, x.shape[1], norm)
+        phase.gain = gain
+        self._need(self._n_rows * x.shape[1])
+
+    def _phase(
+        self,
+        kind: int,
+        x: Tensor | _Rows,
+        out: Tensor | _Rows,
+        residual: Tensor | _Rows | None,
+        n: int,
+        norm: nn.Module | None,
+    ) -> _Phase:
+        phase = _Phase(kind=kind, n=n, n_chunks=1, gain=1.0)
+        phase.input, phase.out = _at(x), _at(out)
+        if residual is not None:
+            phase.residual = _at(residual)
+        if norm is not None:
+            assert isinstance(norm, nn.LayerNorm)
+            phase.norm_weight, phase.norm_bias = norm.weight.data_ptr(), norm.bias.data_ptr()
+            phase.eps = norm.eps
+        self._kept.append((x, out, residual, norm))
+        self._phases.append(phase)
+        return phase
+
+    def _need(self, n_floats: int) -> None:
+        self._scratch_floats = max(self._scratch_floats, n_floats)
+
+
+def _packed(layer: nn.Module) -> Matrix:
+    """The layer's matrix, packed once."""
+    assert isinstance(layer, Narrowable | nn.Linear)
+    packed: Matrix | None = getattr(layer, "packed", None)
+    if packed is None:
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        if isinstance(layer, nn.Conv1d):
+            weight = weight.transpose(1, 2)  # frame by frame, as its input lies
+        precision = getattr(layer, "precision", None) or "fp16"
+        packed = Matrix.pack(weight.flatten(1), bias, precision)
+        layer.packed = packed  # type: ignore[assignment]
+    return packed
+
+
+def _at(x: Tensor | _Rows, column: int = 0, offset: int = 0) -> _Rows:
+    """Where rows of x [rows, ...] begin; ``column`` and ``offset`` are numbers of float32."""
+    if isinstance(x, _Rows):
+        return x
+    return _Rows(x.data_ptr() + 4 * offset, x.stride(0), column)
+
+
+def _in_columns(keys: Tensor) -> Tensor:
+    """keys [B, H, n, d] -> half [B, H, n / 32, d, 32]"""
+    n_rows, n_heads, n, d = keys.shape
+    keys = F.pad(keys, (0, 0, 0, -n % _COLUMNS)).half()
+    return keys.view(n_rows, n_heads, -1, _COLUMNS, d).transpose(3, 4).contiguous()
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
