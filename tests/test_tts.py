@@ -645,7 +645,7 @@ def test_weights_stored_in_half_precision_become_float32(tts: VALLE, tiny_model_
 def test_weights_are_read_as_asked(tiny_model_dir: Path) -> None:
     as_they_are = VALLE.from_pretrained(tiny_model_dir, "cpu", "fp32").model
     assert not any(getattr(m, "narrowed", None) for m in as_they_are.ar.modules())
-    halved = load_pretrained(tiny_model_dir, "cpu")
+    halved = load_pretrained(tiny_model_dir, "cpu", "fp16")
     layer, decoder = halved.ar.transformer.blocks[0].ff.up, halved.codec.get_submodule("decoder")
     assert (layer.narrowed is not None) == can_halve()
     assert any(getattr(m, "narrowed", None) for m in decoder.modules()) == can_halve()
@@ -653,16 +653,16 @@ def test_weights_are_read_as_asked(tiny_model_dir: Path) -> None:
     assert not any(getattr(m, "narrowed", None) for m in encoding), "codes must be those of the shards"
     codes = torch.randint(0, 16, (1, 8, 20))
     torch.testing.assert_close(halved.codec.decode(codes), as_they_are.codec.decode(codes), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValleError, match="weights is 'int4'; give one of auto, fp32, int8"):
-        load_pretrained(tiny_model_dir, "cpu", "int4")
+    with pytest.raises(ValleError, match="weights is 'int5'; give one of auto, fp32, fp16, int8, int4"):
+        load_pretrained(tiny_model_dir, "cpu", "int5")
 
 
 @pytest.mark.skipif(not can_int8(), reason="no 8-bit products on this machine")
 def test_speech_in_8_bits(tiny_model_dir: Path) -> None:
     """It speaks, and what it says does not depend on what is said beside it."""
     tts = VALLE.from_pretrained(tiny_model_dir, "cpu", "int8")
-    assert tts.model.ar.transformer.blocks[0].ff.up.int8
-    assert tts.model.nar.transformer.blocks[0].ff.up.int8
+    assert tts.model.ar.transformer.blocks[0].ff.up.precision == "int8"
+    assert tts.model.nar.transformer.blocks[0].ff.up.precision == "int8"
     prompt = tts.prompt()
     alone = tts.generate("Hi there.", prompt=prompt, seed=3, max_seconds=1.0)
     assert alone.codes.shape[1] > 0

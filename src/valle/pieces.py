@@ -23,6 +23,7 @@ _FRAMES_PER_PHONEME = (3.0, 10.0)  # between these a reference's rate is believe
 _LENGTH_RANGE = (0.4, 2.0)  # shortest and longest speech, in multiples of what the rate promises
 _EXTRA_S = 1.0  # and beyond the longest, for silence before and after
 _MIN_FRAMES = 4
+_DROPPED = 1000.0  # what it costs a candidate that another went on in its place
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,14 @@ def candidate_seeds(seed: int, piece: int, n_candidates: int) -> list[int]:
 def score(piece: Piece, n_frames: int, stop: str, quality: float) -> float:
     """How good a candidate is: its quality, less 1 without an end, less its deviation from the length.
 
+    One that was dropped because another was better (``AR.steps``) is worse than any that was not.
+
     The quality is what the text adds to the mean log-probability of the codes (``ARResult.gains``); of a model that
     cannot tell, how well the text fits the speech as its aligner hears it (``Alignment.fit``); without an aligner the
     mean log-probability. Loops are probable and so are silences, which is why the probability alone chooses badly.
     """
+    if stop == "dropped":
+        return quality - _DROPPED
     deviation = abs(math.log(max(n_frames, 1) / max(piece.expected_frames, 1.0)))
     return quality - (stop != "eos") - max(0.0, deviation - math.log(1.5))
 

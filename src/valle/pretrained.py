@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,8 +26,9 @@ from valle.errors import ValleError
 from valle.files import write_atomic
 from valle.model.ar import AR
 from valle.model.nar import NAR
-from valle.model.narrow import narrow
+from valle.model.narrow import Precision, can_int8, narrow
 from valle.model.sampling import SamplingConfig
+from valle.native import library
 from valle.text import PhonemeInventory
 
 if TYPE_CHECKING:
@@ -161,7 +163,7 @@ def read_info(folder: Path) -> ModelInfo:
     return from_dict(ModelInfo, values, str(path))
 
 
-WEIGHTS = ("auto", "fp32", "int8")
+WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4")
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -180,11 +182,38 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
-def narrow_decoder(codec: Codec) -> None:
-    """Narrow what does not decide the codes, which must be those of the shards to the last bit."""
-    for module in codec.children():
+def narrow_ar(ar: AR, weights: str) -> AR:
+    """Have a CPU read its weights as ``load_pretrained`` says.
+
+    Raises:
+        ValleError: this machine cannot.
+    """
+    if weights == "int4" and library() is None:
+        raise ValleError(
+            "weights in int4 need what valle compiles when it is installed: an x86 processor with AVX2, and a C "
+            "compiler (gcc or clang) that is there before pip install; leave weights auto"
+        )
+    if weights == "auto":
+        weights = "int8" if library() is not None and can_int8() else "fp16"
+    ways: dict[str, Precision] = {"fp16": "fp16", "int8": "int8", "int4": "int4"}
+    if weights in ways:
+        narrow(ar, ways[weights])
+    return ar
+
+
+def narrow_nar(nar: NAR, weights: str) -> NAR:
+    """The same for the NAR: with its hundreds of rows at a time half precision would gain nothing."""
+    if weights in ("int8", "int4"):
+        narrow(nar, "int8")
+    return nar
+
+
+def narrow_decoder(codec: Codec, weights: str) -> Codec:
+    """The same for what does not decide the codes, which must be those of the shards to the last bit."""
+    for module in codec.children() if weights != "fp32" else ():
         if module not in codec.encoding_modules():
             narrow(module)
+    return codec
 
 
 def load_pretrained(model: str | Path | None = None, device: str = "auto", weights: str = "auto") -> Pretrained:
@@ -194,8 +223,10 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
         model: which (``find_model``).
         device: where (``pick_device``).
         weights: how a CPU reads those of the language models when it speaks (``valle.model.narrow``): "fp32" as they
-            are, "int8" in 8 bits, both models; "auto": the AR's in half precision, which gives the same. The codec's
-            decoder is read in half precision, too, but for "fp32".
+            are; "fp16": the AR's in half precision, which gives the same; "int8": both models in 8 bits; "int4": the
+            AR in 4, the NAR in 8; "auto": what starts and speaks fastest of that of which no loss could be measured
+            (docs/performance.md), the AR in 8 bits with what valle compiles, else in half precision. The codec's
+            decoder is read in half precision, but for "fp32".
 
     Raises:
         ValleError: no such model, a file of it is missing or damaged, its parts do not belong together, or weights that
@@ -204,22 +235,21 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
     where = pick_device(device)
     if weights not in WEIGHTS:
         raise ValleError(f"weights is {weights!r}; give one of {', '.join(WEIGHTS)}")
-    if weights == "int8" and where.type != "cpu":
-        raise ValleError(f"weights in int8 are for a CPU, and the device is {where.type}; leave weights auto")
+    if weights in ("int8", "int4") and where.type != "cpu":
+        raise ValleError(f"weights in {weights} are for a CPU, and the device is {where.type}; leave weights auto")
     path = find_model(model)
     info = read_info(path)
     if not (path / PHONEMES_FILE).is_file():
         raise ValleError(f"the model {path} has no {PHONEMES_FILE}; it is incomplete")
     inventory = PhonemeInventory.load(path / PHONEMES_FILE)
-    codec = load_codec(path / "codec", where)
-    ar, nar = _load(path / "ar", AR, where), _load(path / "nar", NAR, where)
-    if weights == "int8":
-        narrow(ar, "int8")
-        narrow(nar, "int8")
-    elif weights == "auto" and where.type == "cpu":
-        narrow(ar)
-    if weights != "fp32" and where.type == "cpu":
-        narrow_decoder(codec)
+    narrowed = weights if where.type == "cpu" else "fp32"
+    with ThreadPoolExecutor(3) as pool:  # side by side: most of it is work of torch, which lets the others go on
+        parts = (
+            pool.submit(lambda: narrow_ar(_load(path / "ar", AR, where), narrowed)),
+            pool.submit(lambda: narrow_nar(_load(path / "nar", NAR, where), narrowed)),
+            pool.submit(lambda: narrow_decoder(load_codec(path / "codec", where), narrowed)),
+        )
+    ar, nar, codec = (part.result() for part in parts)
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     if pretrained.needs_aligner and (path / ALIGNER).is_dir():
         from valle.asr.aligner import Aligner

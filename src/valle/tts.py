@@ -49,6 +49,9 @@ _NAR_SEED = 0x9E3779B97F4A
 _CHUNK_FRAMES = 75  # that a stream decodes at once
 _FIRST_FRAMES = 40
 """After so many frames, 0.5 s, a stream chooses among the candidates of a sentence, which begins to sound."""
+_COMPARED_FRAMES = 75
+"""After so many frames, 1 s, the best candidate of a sentence goes on alone: most of the time would go into the others,
+and what is heard is as good (docs/performance.md)."""
 _HELD_FRAMES = 8
 """The last frames so far are not sounded yet: their later codebooks also hang on those to come."""
 _GROWTH = 2.0
@@ -73,7 +76,7 @@ class VALLE:
         Args:
             model: which.
             device: "auto", "cpu", "cuda" or "cuda:1".
-            weights: "auto", "fp32" or "int8", how a CPU reads them: in 8 bits a large model speaks twice as fast
+            weights: "auto", "fp32", "fp16", "int8" or "int4", how a CPU reads them: the fewer bits the faster
                 (docs/performance.md).
 
         Raises:
@@ -363,6 +366,7 @@ class VALLE:
             result = self.model.ar.generate(
                 *self._ar_inputs([pieces[i] for i in batch]),
                 **self._ar_options([pieces[i] for i in batch], [seeds[i][c] for i, c in rows], options),
+                choose_after=_COMPARED_FRAMES if n_candidates == 1 or by_gain else 0,
             )
             for n, row in enumerate(rows):
                 codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]
@@ -423,6 +427,7 @@ class VALLE:
         qualities = [0.0] * len(seeds)
         chosen, n_given, wanted = 0, 0, float(_FIRST_FRAMES)
         stops: list[str | None] = [None] * len(seeds)
+        rows = list(range(len(seeds)))  # that still go on
 
         def completed() -> Tensor:
             device = self.model.device
@@ -443,16 +448,17 @@ class VALLE:
                 step = next(steps, None)
                 if step is None:
                     break
-                for row, code in enumerate(step.codes):
-                    own = chosen if is_chosen else row
-                    qualities[own] += (step.log_probs if step.gains is None else step.gains)[row]
+                for i, (row, code) in enumerate(zip(rows, step.codes, strict=True)):
+                    qualities[row] += (step.log_probs if step.gains is None else step.gains)[i]
                     if code is not None:
-                        codes[own].append(code)
+                        codes[row].append(code)
                         if step.index is not None:
-                            index[own].append(step.index[row])
-                    stops[own] = step.stop_reasons[row]
+                            index[row].append(step.index[i])
+                    stops[row] = step.stop_reasons[i]
                 if step.kept is not None:
-                    chosen, is_chosen = step.kept[0], True
+                    rows = [rows[i] for i in step.kept]
+                    chosen, is_chosen = rows[0], not any(stops)
+                    stops = ["dropped" if stop is None and i != chosen else stop for i, stop in enumerate(stops)]
                 if not is_chosen or len(codes[chosen]) < wanted or stops[chosen] is not None:
                     continue
                 some = completed()[:, n_given : len(codes[chosen]) - _HELD_FRAMES]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Measured = tuple[dict[str, Any], str]
 
+_WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4")  # valle.pretrained.WEIGHTS, which would import torch
+
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code.
@@ -345,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(speech)
     speech.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     speech.add_argument(
-        "--weights", choices=["auto", "fp32", "int8"], default="auto", help="how a CPU reads them (%(default)s)"
+        "--weights", choices=_WEIGHTS, default="auto", help="how a CPU reads them (%(default)s)"
     )
     _add_judging(speech)
 
@@ -355,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     lm.add_argument("--max-utterances", type=_count, metavar="N", help="so many, evenly over the split (all)")
     lm.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     lm.add_argument(
-        "--weights", choices=["auto", "fp32", "int8"], default="auto", help="how a CPU reads them (%(default)s)"
+        "--weights", choices=_WEIGHTS, default="fp32", help="how a CPU reads them (%(default)s)"
     )
 
     judges = add("judges", _measure_judges, "how good the judges are on recordings of people")

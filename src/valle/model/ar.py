@@ -57,9 +57,9 @@ from valle.model.transformer import (
 )
 from valle.native.frames import Frames, can_run
 
-StopReason = Literal["eos", "max_frames"]
+StopReason = Literal["eos", "max_frames", "dropped"]
 """Why an utterance ended: the model drew its end (with alignment: its phonemes were at an end), or reached the limit:
-the speech is then probably cut, or a loop."""
+the speech is then probably cut, or a loop; or another candidate was better so far."""
 
 
 @dataclass(frozen=True)
@@ -301,29 +301,37 @@ class AR(nn.Module):
         with_gains: bool = False,
         text_starts: Tensor | None = None,
         candidates: int = 1,
+        choose_after: int = 0,
         on_frame: Callable[[int], None] | None = None,
     ) -> ARResult:
-        """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far."""
+        """Speak a batch to its end, as ``steps`` does; ``on_frame`` is told how many frames there are so far.
+
+        With ``choose_after`` the result still has all B * candidates rows: those "dropped" with what they said so far.
+        """
         n_rows = len(phonemes) * candidates
         codes: list[list[int]] = [[] for _ in range(n_rows)]
         index: list[list[int]] = [[] for _ in range(n_rows)]
         log_probs = [0.0] * n_rows
         gains = [0.0] * n_rows
-        reasons: list[StopReason | None] = []
+        reasons: list[StopReason | None] = [None] * n_rows
+        rows = list(range(n_rows))  # that still go on
         steps = self.steps(
             phonemes, phoneme_lens, prompt, prompt_lens, prompt_durations,
             sampling=sampling, max_frames=max_frames, min_frames=min_frames, generators=generators,
-            with_gains=with_gains, text_starts=text_starts, candidates=candidates,
+            with_gains=with_gains, text_starts=text_starts, candidates=candidates, choose_after=choose_after,
         )  # fmt: skip
         for n, step in enumerate(steps, start=1):
-            for i, code in enumerate(step.codes):
-                log_probs[i] += step.log_probs[i]
-                gains[i] += 0.0 if step.gains is None else step.gains[i]
+            for i, (row, code) in enumerate(zip(rows, step.codes, strict=True)):
+                log_probs[row] += step.log_probs[i]
+                gains[row] += 0.0 if step.gains is None else step.gains[i]
                 if code is not None:
-                    codes[i].append(code)
+                    codes[row].append(code)
                     if step.index is not None:
-                        index[i].append(step.index[i])
-            reasons = step.stop_reasons
+                        index[row].append(step.index[i])
+                reasons[row] = step.stop_reasons[i]
+            if step.kept is not None:
+                rows = [rows[i] for i in step.kept]
+                reasons = ["dropped" if r is None and i not in rows else r for i, r in enumerate(reasons)]
             if on_frame is not None:
                 on_frame(n)
         # With alignment <eos> is not drawn, and where there is no phone nothing is.
@@ -377,8 +385,8 @@ class AR(nn.Module):
             text_starts: [B] the first symbol of the text, behind the prompt's transcript, for guidance by the voice.
             candidates: how often each row is spoken, for less than so many rows cost: what is spoken has B * candidates
                 rows, those of a row one after the other, and as many generators.
-            choose_after: after so many frames, if none has ended, only the best candidate of each row goes on: that
-                with the highest gains, or without them the likeliest; 0: all of them to their ends.
+            choose_after: after so many frames, of the candidates of a row that have not ended, only the best goes on:
+                that with the highest gains, or without them the likeliest; 0: all of them to their ends.
 
         Raises:
             ValleError: min_frames above max_frames, max_frames below 1, or guidance of a model without text_dropout.
@@ -455,8 +463,8 @@ class AR(nn.Module):
             kept = None
             if n < choose_after:
                 qualities = [a + b for a, b in zip(qualities, told_more or values, strict=True)]
-                if n + 1 == choose_after and candidates > 1 and not any(reasons):
-                    kept = _best(qualities, candidates)
+                if n + 1 == choose_after and candidates > 1 and None in reasons:
+                    kept = _best(qualities, reasons, candidates)
             yield ARStep(codes, values, list(reasons), index, told_more, kept)
             if None not in reasons:
                 return
@@ -704,10 +712,10 @@ def _softmax(logits: Tensor) -> list[list[float]]:
     return rows
 
 
-def _best(qualities: list[float], candidates: int) -> list[int]:
-    """The best row of each ``candidates``."""
+def _best(qualities: list[float], reasons: Sequence[StopReason | None], candidates: int) -> list[int]:
+    """The best row of each ``candidates`` that has not ended; where all have, any."""
     return [
-        max(range(first, first + candidates), key=qualities.__getitem__)
+        max(range(first, first + candidates), key=lambda row: (reasons[row] is None, qualities[row]))
         for first in range(0, len(qualities), candidates)
     ]
 

@@ -104,11 +104,12 @@ class Matrix:
             packed = weight.half().view(-1, _BLOCK, n_in).transpose(1, 2)  # [n / 16, n_in, 16]
         elif precision == "int8":
             numbers, scales = quantised_8(weight)  # [n, n_in], [n]
-            packed = numbers.view(-1, _BLOCK, n_in // 2, 2).transpose(1, 2)  # [n / 16, n_in / 2, 16, 2]
+            pairs = numbers.view(torch.int16)  # [n, n_in / 2]
+            packed = pairs.view(-1, _BLOCK, n_in // 2).transpose(1, 2)  # [n / 16, n_in / 2, 16], each two numbers
         else:
             numbers, scales = quantised_4(weight)  # [n, n_in] of 0 to 15, half [n, n_in / 32]
-            pairs = numbers.view(-1, _BLOCK, n_in // 4, 2, 2).permute(0, 2, 3, 1, 4)  # [n / 16, n_in / 4, 2, 16, 2]
-            packed = pairs[:, :, 0] | pairs[:, :, 1] << 4  # [n / 16, n_in / 4, 16, 2]
+            pairs = numbers.view(torch.int16).view(-1, _BLOCK, n_in // 4, 2)  # each two numbers
+            packed = (pairs[..., 0] | pairs[..., 1] << 4).transpose(1, 2)  # [n / 16, n_in / 4, 16], each four
             scales = scales.view(-1, _BLOCK, n_in // _GROUP).transpose(1, 2).contiguous()
         return cls(_KINDS[precision], n_in, n_out, packed.contiguous(), scales, bias)
 
