@@ -142,48 +142,36 @@ static void layer_norm(const float *x, float *out, int n, const float *weight, c
     }
 }
 
-/* Products. Each computes the 16 outputs of a block for R rows, into sums [R][2]. */
+/* Products. Each computes the 16 outputs of N blocks for R rows, into sums [N][R][2]. Few rows take several blocks at a
+ * time, so that the processor has enough sums to work on; each sum is added up in the same order whatever N and R. */
 
-ALWAYS void product_fp16(int R, const uint16_t *w, const float *x, int64_t row, int n_in, __m256 (*sums)[2]) {
-    const int turns = R == 1 ? 4 : R == 2 ? 2 : 1; /* sums side by side, that the processor need not wait for one */
-    __m256 acc[4 * MOST_ROWS][2];
+ALWAYS void product_fp16(int N, int R, const uint16_t *w, const float *x, int64_t row, int n_in, __m256 *sums) {
+    __m256 acc[2 * MOST_ROWS];
     UNROLL
-    for (int i = 0; i < turns * R; i++) acc[i][0] = acc[i][1] = _mm256_setzero_ps();
-    int k = 0;
-    for (; k + turns <= n_in; k += turns)
+    for (int i = 0; i < 2 * N * R; i++) acc[i] = _mm256_setzero_ps();
+    for (int k = 0; k < n_in; k++) {
+        __m256 v[MOST_ROWS];
         UNROLL
-        for (int u = 0; u < turns; u++) {
-            if (((k + u) & 1) == 0) _mm_prefetch((const char *)(w + (k + u) * BLOCK) + AHEAD, _MM_HINT_T0);
-            __m256 w0 = halves_8(w + (k + u) * BLOCK), w1 = halves_8(w + (k + u) * BLOCK + 8);
+        for (int r = 0; r < R; r++) v[r] = _mm256_broadcast_ss(x + r * row + k);
+        UNROLL
+        for (int n = 0; n < N; n++) {
+            const uint16_t *at = w + ((int64_t)n * n_in + k) * BLOCK;
+            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
+            __m256 w0 = halves_8(at), w1 = halves_8(at + 8);
             UNROLL
             for (int r = 0; r < R; r++) {
-                __m256 v = _mm256_broadcast_ss(x + r * row + k + u);
-                acc[u * R + r][0] = _mm256_fmadd_ps(v, w0, acc[u * R + r][0]);
-                acc[u * R + r][1] = _mm256_fmadd_ps(v, w1, acc[u * R + r][1]);
+                acc[2 * (n * R + r)] = _mm256_fmadd_ps(v[r], w0, acc[2 * (n * R + r)]);
+                acc[2 * (n * R + r) + 1] = _mm256_fmadd_ps(v[r], w1, acc[2 * (n * R + r) + 1]);
             }
-        }
-    for (; k < n_in; k++) {
-        __m256 w0 = halves_8(w + k * BLOCK), w1 = halves_8(w + k * BLOCK + 8);
-        UNROLL
-        for (int r = 0; r < R; r++) {
-            __m256 v = _mm256_broadcast_ss(x + r * row + k);
-            acc[r][0] = _mm256_fmadd_ps(v, w0, acc[r][0]);
-            acc[r][1] = _mm256_fmadd_ps(v, w1, acc[r][1]);
         }
     }
     UNROLL
-    for (int r = 0; r < R; r++)
-        UNROLL
-        for (int j = 0; j < 2; j++) {
-            sums[r][j] = acc[r][j];
-            UNROLL
-            for (int u = 1; u < turns; u++) sums[r][j] = _mm256_add_ps(sums[r][j], acc[u * R + r][j]);
-        }
+    for (int i = 0; i < 2 * N * R; i++) sums[i] = acc[i];
 }
 
 /* Inputs in up to 16 bits, so that only weights are coarse: x [R][n_in] int16 with a scale each, in pairs. */
 ALWAYS void product_int8(int R, const int8_t *w, const float *scales, const int16_t *x, const float *x_scales, int n_in,
-                         __m256 (*sums)[2]) {
+                         __m256 *sums) {
     __m256i acc[MOST_INTEGER_ROWS][2];
     UNROLL
     for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
@@ -204,19 +192,19 @@ ALWAYS void product_int8(int R, const int8_t *w, const float *scales, const int1
     UNROLL
     for (int r = 0; r < R; r++) {
         __m256 s = _mm256_set1_ps(x_scales[r]);
-        sums[r][0] = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][0]), s0), s);
-        sums[r][1] = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][1]), s1), s);
+        sums[2 * r] = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][0]), s0), s);
+        sums[2 * r + 1] = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][1]), s1), s);
     }
 }
 
 /* Weights are 0 to 15, less 8, times the scale of their group of 32 inputs; x_sums [R][n_in / 32] are 8 times the sums of
  * the inputs of a group. A byte holds the weights of inputs k and k + 2 of four. */
 ALWAYS void product_int4(int R, const uint8_t *w, const uint16_t *scales, const int16_t *x, const float *x_scales,
-                         const int32_t *x_sums, int n_in, __m256 (*sums)[2]) {
+                         const int32_t *x_sums, int n_in, __m256 *sums) {
     const __m256i low = _mm256_set1_epi8(15);
     const int n_groups = n_in / GROUP;
     UNROLL
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+    for (int r = 0; r < R; r++) sums[2 * r] = sums[2 * r + 1] = _mm256_setzero_ps();
     for (int g = 0; g < n_groups; g++) {
         __m256i acc[MOST_INTEGER_ROWS][2];
         UNROLL
@@ -243,15 +231,15 @@ ALWAYS void product_int4(int R, const uint8_t *w, const uint16_t *scales, const 
         __m256 s0 = halves_8(scales + g * BLOCK), s1 = halves_8(scales + g * BLOCK + 8);
         UNROLL
         for (int r = 0; r < R; r++) {
-            sums[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), s0, sums[r][0]);
-            sums[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), s1, sums[r][1]);
+            sums[2 * r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), s0, sums[2 * r]);
+            sums[2 * r + 1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), s1, sums[2 * r + 1]);
         }
     }
     UNROLL
     for (int r = 0; r < R; r++) {
         __m256 s = _mm256_set1_ps(x_scales[r]);
-        sums[r][0] = _mm256_mul_ps(sums[r][0], s);
-        sums[r][1] = _mm256_mul_ps(sums[r][1], s);
+        sums[2 * r] = _mm256_mul_ps(sums[2 * r], s);
+        sums[2 * r + 1] = _mm256_mul_ps(sums[2 * r + 1], s);
     }
 }
 
@@ -309,83 +297,102 @@ ALWAYS __m256 activated(__m256 x, int activation) {
     return activation == GELU ? gelu_8(x) : activation == RELU ? _mm256_max_ps(x, _mm256_setzero_ps()) : x;
 }
 
-ALWAYS void multiply_block(int R, const Phase *p, const Input *in, int n_column, int block, int r0) {
+/* N blocks from ``block`` on, R rows from ``r0`` on. */
+ALWAYS void multiply_blocks(int N, int R, const Phase *p, const Input *in, int n_column, int block, int r0) {
     const Matrix *m = &p->matrix;
     const int64_t begin = (int64_t)block * m->n_in * BLOCK;
-    __m256 sums[MOST_ROWS][2];
+    __m256 sums[2 * MOST_ROWS];
     if (m->kind == FP16)
-        product_fp16(R, (const uint16_t *)m->weights + begin, in->x + r0 * in->row, in->row, m->n_in, sums);
-    else if (m->kind == INT8 && R <= MOST_INTEGER_ROWS)
+        product_fp16(N, R, (const uint16_t *)m->weights + begin, in->x + r0 * in->row, in->row, m->n_in, sums);
+    else if (m->kind == INT8 && N == 1 && R <= MOST_INTEGER_ROWS)
         product_int8(R, (const int8_t *)m->weights + begin, (const float *)m->scales + block * BLOCK,
                      in->integers + (int64_t)r0 * m->n_in, in->scales + r0, m->n_in, sums);
-    else if (R <= MOST_INTEGER_ROWS)
+    else if (N == 1 && R <= MOST_INTEGER_ROWS)
         product_int4(R, (const uint8_t *)m->weights + begin / 2,
                      (const uint16_t *)m->scales + (int64_t)block * (m->n_in / GROUP) * BLOCK,
                      in->integers + (int64_t)r0 * m->n_in, in->scales + r0, in->sums + r0 * (m->n_in / GROUP), m->n_in,
                      sums);
     else
         __builtin_unreachable();
-    const int first = block * BLOCK;
-    float *out = p->out.data + n_column * p->out.column + first;
-    const float *residual = p->residual.data ? p->residual.data + n_column * p->residual.column + first : NULL;
-    const int is_whole = first + BLOCK <= m->n_out;
     const __m256 gain = _mm256_set1_ps(p->gain);
-    UNROLL
-    for (int r = 0; r < R; r++) {
-        float y[BLOCK];
-        UNROLL
-        for (int j = 0; j < 2; j++) {
-            __m256 s = sums[r][j];
-            if (m->bias) s = _mm256_add_ps(s, _mm256_loadu_ps(m->bias + first + 8 * j));
-            s = _mm256_mul_ps(activated(s, p->activation), gain);
-            if (is_whole) {
-                if (residual) s = _mm256_add_ps(s, _mm256_loadu_ps(residual + (r0 + r) * p->residual.row + 8 * j));
-                _mm256_storeu_ps(out + (r0 + r) * p->out.row + 8 * j, s);
-            } else {
-                _mm256_storeu_ps(y + 8 * j, s);
+    for (int n = 0; n < N; n++) {
+        const int first = (block + n) * BLOCK, is_whole = first + BLOCK <= m->n_out;
+        for (int r = 0; r < R; r++) {
+            float *out = p->out.data + n_column * p->out.column + (r0 + r) * p->out.row + first;
+            const float *residual = p->residual.data;
+            if (residual) residual += n_column * p->residual.column + (r0 + r) * p->residual.row + first;
+            float y[BLOCK];
+            for (int j = 0; j < 2; j++) {
+                __m256 s = sums[2 * (n * R + r) + j];
+                if (m->bias) s = _mm256_add_ps(s, _mm256_loadu_ps(m->bias + first + 8 * j));
+                s = _mm256_mul_ps(activated(s, p->activation), gain);
+                if (residual && is_whole) s = _mm256_add_ps(s, _mm256_loadu_ps(residual + 8 * j));
+                _mm256_storeu_ps((is_whole ? out : y) + 8 * j, s);
             }
+            for (int i = 0; !is_whole && i < m->n_out - first; i++) out[i] = y[i] + (residual ? residual[i] : 0.0f);
         }
-        for (int i = 0; !is_whole && i < m->n_out - first; i++)
-            out[(r0 + r) * p->out.row + i] = y[i] + (residual ? residual[(r0 + r) * p->residual.row + i] : 0.0f);
     }
 }
 
 static void multiply(const Frame *f, const Phase *p, const Input *in, int n_column, int chunk) {
     const int n_blocks = (p->matrix.n_out + BLOCK - 1) / BLOCK;
-    const int first = (int)((int64_t)n_blocks * chunk / p->n_chunks);
     const int last = (int)((int64_t)n_blocks * (chunk + 1) / p->n_chunks);
-    const int most = p->matrix.kind == FP16 ? MOST_ROWS : MOST_INTEGER_ROWS;
-    for (int block = first; block < last; block++)
+    const int is_exact = p->matrix.kind == FP16, most = is_exact ? MOST_ROWS : MOST_INTEGER_ROWS;
+    for (int block = (int)((int64_t)n_blocks * chunk / p->n_chunks); block < last;) {
+        int taken = 1;
         for (int r = 0; r < f->n_rows; r += most) switch (f->n_rows - r < most ? f->n_rows - r : most) {
-                case 1: multiply_block(1, p, in, n_column, block, r); break;
-                case 2: multiply_block(2, p, in, n_column, block, r); break;
-                case 3: multiply_block(3, p, in, n_column, block, r); break;
-                case 4: multiply_block(4, p, in, n_column, block, r); break;
-                case 5: multiply_block(5, p, in, n_column, block, r); break;
-                default: multiply_block(6, p, in, n_column, block, r);
+                case 1:
+                    if (is_exact && f->n_rows == 1 && block + 4 <= last) taken = 4, multiply_blocks(4, 1, p, in, n_column, block, r);
+                    else multiply_blocks(1, 1, p, in, n_column, block, r);
+                    break;
+                case 2:
+                    if (is_exact && f->n_rows == 2 && block + 2 <= last) taken = 2, multiply_blocks(2, 2, p, in, n_column, block, r);
+                    else multiply_blocks(1, 2, p, in, n_column, block, r);
+                    break;
+                case 3: multiply_blocks(1, 3, p, in, n_column, block, r); break;
+                case 4: multiply_blocks(1, 4, p, in, n_column, block, r); break;
+                case 5: multiply_blocks(1, 5, p, in, n_column, block, r); break;
+                default: multiply_blocks(1, 6, p, in, n_column, block, r);
             }
+        block += taken;
+    }
 }
 
 /* Attention */
 
-/* Scores of Q queries [Q][d] with 32 columns of keys [d][32]. */
-ALWAYS void scores_32(int Q, const float *queries, const uint16_t *keys, int d, float *scores, int64_t distance) {
+/* Scores of Q queries [Q][d] with N blocks of 32 columns of keys [N][d][32]. */
+ALWAYS void score_blocks(int N, int Q, const float *queries, const uint16_t *keys, int d, float *scores, int64_t distance) {
     __m256 acc[MOST_QUERIES][4];
     UNROLL
-    for (int i = 0; i < Q; i++)
+    for (int i = 0; i < N * Q; i++)
         UNROLL
         for (int j = 0; j < 4; j++) acc[i][j] = _mm256_setzero_ps();
     for (int k = 0; k < d; k++)
         UNROLL
-        for (int j = 0; j < 4; j++) {
-            __m256 key = halves_8(keys + k * COLUMNS + 8 * j);
+        for (int n = 0; n < N; n++)
             UNROLL
-            for (int i = 0; i < Q; i++) acc[i][j] = _mm256_fmadd_ps(_mm256_broadcast_ss(queries + i * d + k), key, acc[i][j]);
-        }
-    UNROLL
-    for (int i = 0; i < Q; i++)
-        UNROLL
-        for (int j = 0; j < 4; j++) _mm256_storeu_ps(scores + i * distance + 8 * j, acc[i][j]);
+            for (int j = 0; j < 4; j++) {
+                __m256 key = halves_8(keys + ((int64_t)n * d + k) * COLUMNS + 8 * j);
+                UNROLL
+                for (int i = 0; i < Q; i++)
+                    acc[n * Q + i][j] = _mm256_fmadd_ps(_mm256_broadcast_ss(queries + i * d + k), key, acc[n * Q + i][j]);
+            }
+    for (int n = 0; n < N; n++)
+        for (int i = 0; i < Q; i++)
+            for (int j = 0; j < 4; j++) _mm256_storeu_ps(scores + i * distance + n * COLUMNS + 8 * j, acc[n * Q + i][j]);
+}
+
+/* The same for as many blocks as there are. */
+static void score(int Q, const float *queries, const uint16_t *keys, int n_blocks, int d, float *scores, int64_t distance) {
+    int n = 0;
+    for (; Q == 1 && n + 3 <= n_blocks; n += 3)
+        score_blocks(3, 1, queries, keys + (int64_t)n * d * COLUMNS, d, scores + n * COLUMNS, distance);
+    for (; n < n_blocks; n++) {
+        const uint16_t *block = keys + (int64_t)n * d * COLUMNS;
+        if (Q == 1) score_blocks(1, 1, queries, block, d, scores + n * COLUMNS, distance);
+        else if (Q == 2) score_blocks(1, 2, queries, block, d, scores + n * COLUMNS, distance);
+        else score_blocks(1, 3, queries, block, d, scores + n * COLUMNS, distance);
+    }
 }
 
 /* found [Q][d] += weights [Q][n] by values [n][d] */
@@ -467,19 +474,12 @@ static void attend(const Frame *f, const Phase *p, int n_column, int chunk, floa
             for (int k = 0; k < d; k += 8)
                 _mm256_storeu_ps(queries + i * d + k, _mm256_mul_ps(_mm256_loadu_ps(query + k), scale));
         }
-        for (int block = 0; block < shared_blocks; block++) {
-            const uint16_t *of_block = keys + (int64_t)block * d * COLUMNS;
-            float *to = scores + (int64_t)block * COLUMNS;
-            if (Q == 3) scores_32(3, queries, of_block, d, to, distance);
-            else if (Q == 2) scores_32(2, queries, of_block, d, to, distance);
-            else scores_32(1, queries, of_block, d, to, distance);
-        }
+        score(Q, queries, keys, shared_blocks, d, scores, distance);
         float sums[MOST_QUERIES];
         for (int i = 0; i < Q; i++) {
             const uint16_t *own = p->own_keys + (rows[i] * H + h) * own_room * d;
             float *of_query = scores + i * distance, *of_own = of_query + (int64_t)shared_blocks * COLUMNS;
-            for (int block = 0; block < own_blocks; block++)
-                scores_32(1, queries + i * d, own + (int64_t)block * d * COLUMNS, d, of_own + block * COLUMNS, 0);
+            score(1, queries + i * d, own, own_blocks, d, of_own, 0);
             hide(of_query, n_shared, shared_blocks * COLUMNS);
             hide(of_own, n_own, own_blocks * COLUMNS);
             sums[i] = exponentials(of_query, (int)distance);
