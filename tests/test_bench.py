@@ -14,6 +14,7 @@ from valle.model.ar import AR, ARConfig
 from valle.model.nar import NAR, NARConfig
 from valle.model.narrow import can_halve, can_int8
 from valle.model.transformer import TransformerConfig
+from valle.native import library
 
 TINY = TransformerConfig(dim=16, n_layers=1, n_heads=2, ff_dim=32)
 
@@ -47,10 +48,11 @@ def test_json_has_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(results["sizes"]) == {"default", "paper"}
     assert results["machine"]["torch"] == torch.__version__
     assert results["machine"]["memory_gb_per_s"] > 0
-    ways = [way for way, can in (("fp32", True), ("fp16", can_halve()), ("int8", can_int8())) if can]
+    can = {"fp32": True, "fp16": can_halve(), "int8": can_int8(), "int4": can_int8() and library() is not None}
+    ways = [way for way in can if can[way]]
     for size in results["sizes"].values():
         assert list(size["ar"]) == ways
-        assert list(size["nar"]) == [way for way in ways if way != "fp16"]
+        assert list(size["nar"]) == [way for way in ways if way in ("fp32", "int8")]
         for of_way in size["ar"].values():
             assert of_way["tokens_per_s"].keys() == {"1", "8"}
             assert all(n > 0 for n in (of_way["prefill_s"], *of_way["tokens_per_s"].values()))

@@ -653,7 +653,7 @@ def test_weights_are_read_as_asked(tiny_model_dir: Path) -> None:
     assert not any(getattr(m, "narrowed", None) for m in encoding), "codes must be those of the shards"
     codes = torch.randint(0, 16, (1, 8, 20))
     torch.testing.assert_close(halved.codec.decode(codes), as_they_are.codec.decode(codes), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValleError, match="weights is 'int5'; give one of auto, fp32, fp16, int8, int4"):
+    with pytest.raises(ValleError, match="weights is 'int5'; give one of auto, fp32, fp16, int8, int4, bf16"):
         load_pretrained(tiny_model_dir, "cpu", "int5")
 
 

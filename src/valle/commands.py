@@ -89,8 +89,11 @@ class Say:
     """Language of text and recording, as espeak names it."""
     device: Device = "auto"
     """Where to compute."""
-    weights: Annotated[Literal["auto", "fp32", "fp16", "int8", "int4"], arg(metavar="auto|fp32|fp16|int8|int4")] = "auto"
-    """How a CPU reads the weights: the fewer bits the faster, and the less exact; auto loses nothing measurable."""
+    weights: Annotated[
+        Literal["auto", "fp32", "fp16", "int8", "int4", "bf16"], arg(metavar="auto|fp32|fp16|int8|int4|bf16")
+    ] = "auto"
+    """How weights are read: the fewer bits the faster, and the less exact (bf16: on a GPU); auto loses nothing
+    measurable."""
     continual: Annotated[bool, arg(name="continue", help_behavior_hint="")] = False
     """Go on from the first 3 s of the recording with the rest of its transcript, then the text; none is needed."""
     json: Flag = False

@@ -29,6 +29,7 @@ from valle.model.nar import NAR
 from valle.model.narrow import Precision, can_int8, narrow
 from valle.model.sampling import SamplingConfig
 from valle.native import library
+from valle.native.frames import pack
 from valle.text import PhonemeInventory
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def read_info(folder: Path) -> ModelInfo:
     return from_dict(ModelInfo, values, str(path))
 
 
-WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4")
+WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4", "bf16")
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -198,6 +199,8 @@ def narrow_ar(ar: AR, weights: str) -> AR:
     ways: dict[str, Precision] = {"fp16": "fp16", "int8": "int8", "int4": "int4"}
     if weights in ways:
         narrow(ar, ways[weights])
+        if library() is not None:
+            pack(ar)
     return ar
 
 
@@ -222,11 +225,12 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
     Args:
         model: which (``find_model``).
         device: where (``pick_device``).
-        weights: how a CPU reads those of the language models when it speaks (``valle.model.narrow``): "fp32" as they
-            are; "fp16": the AR's in half precision, which gives the same; "int8": both models in 8 bits; "int4": the
-            AR in 4, the NAR in 8; "auto": what starts and speaks fastest of that of which no loss could be measured
+        weights: how those of the language models are read when it speaks. On a CPU (``valle.model.narrow``): "fp32" as
+            they are; "fp16": the AR's in half precision, which gives the same; "int8": both models in 8 bits; "int4":
+            the AR in 4, the NAR in 8; "auto": what starts and speaks fastest of that of which no loss could be measured
             (docs/performance.md), the AR in 8 bits with what valle compiles, else in half precision. The codec's
-            decoder is read in half precision, but for "fp32".
+            decoder is read in half precision, but for "fp32". On a GPU: "fp32" and "auto" as they are; "bf16": the AR
+            goes on in bfloat16, as a CUDA graph (``valle.model.graphs``).
 
     Raises:
         ValleError: no such model, a file of it is missing or damaged, its parts do not belong together, or weights that
@@ -235,8 +239,9 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
     where = pick_device(device)
     if weights not in WEIGHTS:
         raise ValleError(f"weights is {weights!r}; give one of {', '.join(WEIGHTS)}")
-    if weights in ("int8", "int4") and where.type != "cpu":
-        raise ValleError(f"weights in {weights} are for a CPU, and the device is {where.type}; leave weights auto")
+    if weights not in ("auto", "fp32") and (where.type == "cpu") == (weights == "bf16"):
+        other = "a GPU" if weights == "bf16" else "a CPU"
+        raise ValleError(f"weights in {weights} are for {other}, and the device is {where.type}; leave weights auto")
     path = find_model(model)
     info = read_info(path)
     if not (path / PHONEMES_FILE).is_file():
@@ -244,12 +249,12 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
     inventory = PhonemeInventory.load(path / PHONEMES_FILE)
     narrowed = weights if where.type == "cpu" else "fp32"
     with ThreadPoolExecutor(3) as pool:  # side by side: most of it is work of torch, which lets the others go on
-        parts = (
-            pool.submit(lambda: narrow_ar(_load(path / "ar", AR, where), narrowed)),
-            pool.submit(lambda: narrow_nar(_load(path / "nar", NAR, where), narrowed)),
-            pool.submit(lambda: narrow_decoder(load_codec(path / "codec", where), narrowed)),
-        )
-    ar, nar, codec = (part.result() for part in parts)
+        ar_read = pool.submit(lambda: narrow_ar(_load(path / "ar", AR, where), narrowed))
+        nar_read = pool.submit(lambda: narrow_nar(_load(path / "nar", NAR, where), narrowed))
+        codec_read = pool.submit(lambda: narrow_decoder(load_codec(path / "codec", where), narrowed))
+    ar, nar, codec = ar_read.result(), nar_read.result(), codec_read.result()
+    if weights == "bf16":
+        ar.transformer.graph_dtype = torch.bfloat16
     pretrained = Pretrained(path, info, ar, nar, codec, inventory)
     if pretrained.needs_aligner and (path / ALIGNER).is_dir():
         from valle.asr.aligner import Aligner

@@ -11,7 +11,9 @@ pytestmark = pytest.mark.skipif(library() is None, reason="valle was installed w
 
 
 @pytest.mark.parametrize("n", [1, 7, 25, 1025])
-@pytest.mark.parametrize("options", [(1, 0, 1), (0.8, 0, 0.95), (0.8, 5, 1), (1.2, 20, 0.7), (0.5, 0, 0.3), (1, 1, 0.5)])
+@pytest.mark.parametrize(
+    "options", [(1, 0, 1), (0.8, 0, 0.95), (0.8, 5, 1), (1.2, 20, 0.7), (0.5, 0, 0.3), (1, 1, 0.5)]
+)
 def test_draws_are_those_of_torch(n, options):
     temperature, top_k, top_p = options
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -4,7 +4,8 @@ The task is always the same one, so that machines and systems compare: a prompt 
 for the NAR all its passes (the paper's: seven) over 4 s (300 frames) of speech, and one pass (``one_pass``). Weights
 are random: only sizes matter. They are read in each way that there is (``valle.model.narrow``): fp32 is plain eager
 PyTorch, the others stand beside it with their ratio. A number is the median of some repeats after a warm-up. At 75
-tokens a second the AR is as fast as speech; how fast memory is read bounds it.
+tokens a second the AR is as fast as speech; how fast memory is read bounds it. The real-time factor of a size is that
+of these 4 s: prompt and phonemes read, 300 tokens, the NAR's one pass, the codec.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,17 @@ from valle.config import from_dict
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
 from valle.model.nar import NAR, NARConfig
-from valle.model.narrow import can_halve, can_int8, narrow
+from valle.model.narrow import Precision, can_halve, can_int8, narrow
 from valle.model.sampling import SamplingConfig
+from valle.native import library
 
 PROMPT_FRAMES = 225
 TARGET_FRAMES = 300
+FRAME_RATE = 75
 N_PHONEMES = 100
 BATCHES = (1, 8)
-WAYS = ("fp32", "fp16", "int8")
-"""How weights are read, the plain way first."""
+WAYS = ("fp32", "fp16", "int8", "int4")
+"""How weights are read, the plain way first; in 4 bits the AR's, and the NAR's then in 8."""
 CODEC_S = 5.0
 CHUNK_FRAMES = 15  # 0.2 s, of the streamed decoding
 WORDS = "Hello from a small voice."
@@ -99,7 +102,8 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
     ar = AR(models[0]).eval()
     for p in ar.parameters():
         p.data = p.data.half().float()  # as they are stored
-    ways = [way for way in WAYS if way == "fp32" or (can_int8() if way == "int8" else can_halve())]
+    can = {"fp32": True, "fp16": can_halve(), "int8": can_int8(), "int4": can_int8() and library() is not None}
+    ways = [way for way in WAYS if can[way]]
     ar_results: dict[str, dict[str, Any]] = {}
     for way in ways:
         _read_as(ar, way)
@@ -113,7 +117,7 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
         ar_results[way] = {"prefill_s": prefill_s, "tokens_per_s": rates}
     ar_parameters = ar.n_parameters
     del ar  # at the paper's size each takes 0.6 GB
-    nar_results: dict[str, dict[str, float]] = {way: {} for way in ways if way != "fp16"}  # many rows: as fast in fp32
+    nar_results: dict[str, dict[str, float]] = {way: {} for way in ways if way in ("fp32", "int8")}
     nar_parameters = 0
     for one_pass in sorted({models[1].one_pass, True}):  # False goes first
         nar = NAR(replace(models[1], one_pass=one_pass)).eval()
@@ -133,7 +137,7 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
 def _read_as(model: nn.Module, way: str) -> None:
     """fp32 is how a model comes."""
     if way != "fp32":
-        narrow(model, "int8" if way == "int8" else "fp16")
+        narrow(model, cast("Precision", way))
 
 
 def _bench_nar(nar: NAR, repeats: int) -> float:
@@ -234,6 +238,7 @@ def machine() -> dict[str, Any]:
         "cores": cores,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "compiled": library() is not None,
         "memory_gb_per_s": _memory_speed(),
     }
 
@@ -293,25 +298,31 @@ def markdown(results: dict[str, Any]) -> str:
     """The results as tables."""
     where, codec = results["machine"], results["codec"]
     lines = [
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, eager; "
-        f"memory is read at {where['memory_gb_per_s']:.1f} GB/s.\n",
-        "| size | weights read in | AR prefill, s | AR tokens/s | at batch 8 | NAR, s | NAR with one pass, s |",
-        "|---|---|---|---|---|---|---|",
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}; "
+        f"{'with' if where['compiled'] else 'without'} what valle compiles; memory is read at "
+        f"{where['memory_gb_per_s']:.1f} GB/s.\n",
+        "| size | weights read in | AR prefill, s | AR tokens/s | at batch 8 | NAR, s | NAR with one pass, s | "
+        "real-time factor |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for size, r in results["sizes"].items():
         name = f"{size}, AR {r['ar_parameters'] / 1e6:.1f} M, NAR {r['nar_parameters'] / 1e6:.1f} M"
         plain, plain_nar = r["ar"]["fp32"], r["nar"]["fp32"]
         for way, of_way in r["ar"].items():
             rates, nar = of_way["tokens_per_s"], r["nar"].get(way, {})
+            one_pass = r["nar"].get({"int4": "int8"}.get(way, way), plain_nar)["one_pass_s"]
+            seconds = TARGET_FRAMES / FRAME_RATE
+            work = of_way["prefill_s"] + (TARGET_FRAMES - 1) / rates["1"] + one_pass
             cells = [
                 f"{of_way['prefill_s']:.3f}",
                 *(_with_ratio(rates[b], rates[b] / plain["tokens_per_s"][b], ".1f") for b in rates),
                 *(_with_ratio(nar[k], plain_nar[k] / nar[k], ".2f") if k in nar else "" for k in ("s", "one_pass_s")),
+                f"{work / seconds + codec['decode_rtf']:.2f}",
             ]
             lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
         memory = r["peak_memory_mb"]
         name = f"{size}, peak memory: {'not told here' if memory is None else f'{memory:.0f} MB'}"
-        lines.append(f"| {name} | | | | | | |")
+        lines.append(f"| {name} | | | | | | | |")
     lines.append("\n| codec, real-time factor | encode | decode | decode in chunks of 0.2 s |\n|---|---|---|---|")
     lines.append(f"| | {codec['encode_rtf']:.4f} | {codec['decode_rtf']:.4f} | {codec['stream_rtf']:.4f} |\n")
     if say := results.get("say"):
@@ -337,7 +348,7 @@ def _codec(folder: str | None) -> Codec:
     if folder is None and not (EMBEDDED / "codec" / "config.json").is_file():
         return SpectralCodec(SpectralCodecConfig()).eval()
     codec = load_codec(folder or EMBEDDED / "codec")
-    narrow_decoder(codec)  # as ``load_pretrained`` does
+    narrow_decoder(codec, "fp16")  # as ``load_pretrained`` does
     return codec
 
 

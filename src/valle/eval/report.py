@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Measured = tuple[dict[str, Any], str]
 
-_WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4")  # valle.pretrained.WEIGHTS, which would import torch
+_WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4", "bf16")  # valle.pretrained.WEIGHTS, which would import torch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -346,9 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     add_page_options(speech)
     _add_sampling(speech)
     speech.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    speech.add_argument(
-        "--weights", choices=_WEIGHTS, default="auto", help="how a CPU reads them (%(default)s)"
-    )
+    speech.add_argument("--weights", choices=_WEIGHTS, default="auto", help="how a CPU reads them (%(default)s)")
     _add_judging(speech)
 
     lm = add("lm", _lm, "loss and accuracy of the AR and the NAR model on held-out recordings")
@@ -356,9 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     lm.add_argument("--pack", required=True, metavar="DIR", help="packed dataset, made with the model's codec")
     lm.add_argument("--max-utterances", type=_count, metavar="N", help="so many, evenly over the split (all)")
     lm.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    lm.add_argument(
-        "--weights", choices=_WEIGHTS, default="fp32", help="how a CPU reads them (%(default)s)"
-    )
+    lm.add_argument("--weights", choices=_WEIGHTS, default="fp32", help="how a CPU reads them (%(default)s)")
 
     judges = add("judges", _measure_judges, "how good the judges are on recordings of people")
     judges.add_argument("--max-utterances", type=_count, metavar="N", help="recognise so many (all)")

@@ -41,6 +41,7 @@ from valle.model.alignment import (
 )
 from valle.model.decoder import Decoder
 from valle.model.frame_layers import CausalContext
+from valle.model.graphs import GraphDecoder
 from valle.model.guidance import Readings
 from valle.model.narrow import Linear
 from valle.model.sampling import SamplingConfig, log_probs_of, sample
@@ -160,7 +161,7 @@ class ARResult(NamedTuple):
 class ARState:
     """What generation carries from frame to frame."""
 
-    decoder: Decoder | Frames
+    decoder: Decoder | Frames | GraphDecoder
     positions: Tensor  # [B] the position of the next code
     max_position: int  # no position reaches this
     context: Tensor | None = None  # [B, S + 1, D] with alignment, the vectors of the phonemes
@@ -545,7 +546,7 @@ class AR(nn.Module):
             h, positions = _repeat(h, candidates), _repeat(positions, candidates)
             local, context, blind = (None if x is None else _repeat(x, candidates) for x in (local, context, blind))
             pasts = None if pasts is None else [_repeat(past, candidates) for past in pasts]
-        decoder: Decoder | Frames
+        decoder: Decoder | Frames | GraphDecoder
         outputs: list[nn.Module] = [self.output_emb or self.code_emb, *([self.move] if self.config.alignment else [])]
         convolutions = self.local if self.config.local_layers else None
         if can_run(self.transformer, convolutions, outputs):
@@ -554,6 +555,8 @@ class AR(nn.Module):
                 local=convolutions, pasts=pasts or (), outputs=outputs,
             )  # fmt: skip
             pasts = None
+        elif self.transformer.graph_dtype is not None:
+            decoder = GraphDecoder(self.transformer, cache, lens, max_frames, candidates, self.transformer.graph_dtype)
         else:
             mask = padding_mask(lens, longest) if bool((lens < longest).any()) else None  # [B, longest]
             decoder = Decoder(self.transformer, cache, max_frames, candidates, mask)

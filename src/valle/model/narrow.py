@@ -152,7 +152,7 @@ def quantised_4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Of several scales of a group that with the least squared error is taken: the largest weight may be cut a little.
     """
-    groups = weight.unflatten(1, (-1, GROUP))  # [n, m / 32, 32]
+    groups = weight.view(len(weight), -1, GROUP)  # [n, m / 32, 32]
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))  # with its sign, since 8 values are below zero
     best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
     for steps in (8.5, 8.0, 7.5, 7.0, 6.5, 6.0, 5.5):
@@ -166,7 +166,7 @@ def quantised_4(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantised_4(weight: Tensor) -> Tensor:
     """What is left of weight [n, m] in 4 bits."""
     numbers, scales = quantised_4(weight)
-    return ((numbers.float() - 8).unflatten(1, (-1, GROUP)) * scales.float().unsqueeze(2)).flatten(1)
+    return ((numbers.float() - 8).view(len(numbers), -1, GROUP) * scales.float().unsqueeze(2)).flatten(1)
 
 
 def _to_4_bits(groups: Tensor, scale: Tensor) -> Tensor:

@@ -211,6 +211,9 @@ class Transformer(nn.Module):
         self.checkpointing = False
         """Keep only the input of each block in training, and compute the rest again for the gradient: less memory, more
         time, the same numbers, dropout included. A matter of the run, not of the model."""
+        self.graph_dtype: torch.dtype | None = None
+        """In which number type it goes on column by column as a CUDA graph (``valle.model.graphs``); None: it does not.
+        For weights that no longer change."""
         self._compiled: Callable[..., Tensor] | None = None
         self._initialise(config.n_layers)
 

@@ -129,8 +129,9 @@ def can_run(transformer: Transformer, local: CausalContext | None, outputs: Sequ
     layers += [m for m in outputs if isinstance(m, Narrowable)]
     if any(layer.precision is None or layer.weight.device.type != "cpu" for layer in layers):
         return False
-    attention = transformer.blocks[0].attention
-    return attention.head_dim % _COLUMNS == 0 and all(_fits(layer) for layer in layers)
+    block = transformer.blocks[0]
+    assert isinstance(block, Block)
+    return block.attention.head_dim % _COLUMNS == 0 and all(_fits(layer) for layer in layers)
 
 
 def _fits(layer: Narrowable) -> bool:
@@ -216,7 +217,8 @@ class Frames:
     # The list of phases
 
     def _plan(self) -> None:
-        attention = self._transformer.blocks[0].attention
+        blocks = [block for block in self._transformer.blocks if isinstance(block, Block)]
+        attention = blocks[0].attention
         n_rows = len(self._n_shared) * self._n_copies
         dim = attention.out.in_features
         self._phases: list[_Phase] = []
@@ -227,9 +229,8 @@ class Frames:
         found = self._plan_local() if self._local is not None else None
         qkv = torch.zeros(n_rows, attention.qkv.out_features)
         attended = torch.zeros(n_rows, dim)
-        inside = torch.zeros(n_rows, self._transformer.blocks[0].ff.up.out_features)
-        for layer, block in enumerate(self._transformer.blocks):
-            assert isinstance(block, Block)
+        inside = torch.zeros(n_rows, blocks[0].ff.up.out_features)
+        for layer, block in enumerate(blocks):
             self._linear(block.attention.qkv, self._x, qkv, norm=block.attention_norm)
             self._attend(layer, qkv, attended)
             self._linear(block.attention.out, attended, self._x, residual=self._x)
@@ -242,7 +243,8 @@ class Frames:
             self._linear(self._local.out, found, h, residual=h)
         self._results = []
         for output in self._outputs:
-            result = torch.zeros(n_rows, len(output.weight))  # type: ignore[arg-type]
+            assert isinstance(output, Narrowable)
+            result = torch.zeros(n_rows, len(output.weight))
             self._linear(output, h, result)
             self._results.append(result)
         phases = (_Phase * len(self._phases))(*self._phases)
@@ -334,17 +336,23 @@ class Frames:
         self._scratch_floats = max(self._scratch_floats, n_floats)
 
 
+def pack(model: nn.Module) -> None:
+    """Pack all layers of a model that are narrowed, which else happens when it speaks first."""
+    for layer in model.modules():
+        if isinstance(layer, Narrowable) and layer.precision is not None and _fits(layer):
+            _packed(layer)
+
+
 def _packed(layer: nn.Module) -> Matrix:
     """The layer's matrix, packed once."""
-    assert isinstance(layer, Narrowable | nn.Linear)
-    packed: Matrix | None = getattr(layer, "packed", None)
-    if packed is None:
+    assert isinstance(layer, Narrowable), "only these are narrowed"
+    assert layer.precision is not None, "ask can_run first"
+    if layer.packed is None:
         weight, bias = layer.weight, getattr(layer, "bias", None)
         if isinstance(layer, nn.Conv1d):
             weight = weight.transpose(1, 2)  # frame by frame, as its input lies
-        precision = getattr(layer, "precision", None) or "fp16"
-        packed = Matrix.pack(weight.flatten(1), bias, precision)
-        layer.packed = packed  # type: ignore[assignment]
+        layer.packed = Matrix.pack(weight.flatten(1), bias, layer.precision)
+    packed: Matrix = layer.packed
     return packed
 
 
