@@ -26,10 +26,11 @@ from valle.errors import ValleError
 from valle.files import write_atomic
 from valle.model.ar import AR
 from valle.model.nar import NAR
-from valle.model.narrow import Precision, can_int8, narrow
+from valle.model.narrow import narrow
 from valle.model.sampling import SamplingConfig
 from valle.native import library
 from valle.native.frames import pack
+from valle.native.matrix import Precision
 from valle.text import PhonemeInventory
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def narrow_ar(ar: AR, weights: str) -> AR:
             "compiler (gcc or clang) that is there before pip install; leave weights auto"
         )
     if weights == "auto":
-        weights = "int8" if library() is not None and can_int8() else "fp16"
+        weights = "int8" if library() is not None else "fp16"
     ways: dict[str, Precision] = {"fp16": "fp16", "int8": "int8", "int4": "int4"}
     if weights in ways:
         narrow(ar, ways[weights])
@@ -206,7 +207,7 @@ def narrow_ar(ar: AR, weights: str) -> AR:
 
 def narrow_nar(nar: NAR, weights: str) -> NAR:
     """The same for the NAR: with its hundreds of rows at a time half precision would gain nothing."""
-    if weights in ("int8", "int4"):
+    if weights in ("int8", "int4") or (weights == "auto" and library() is not None):
         narrow(nar, "int8")
     return nar
 
@@ -227,10 +228,10 @@ def load_pretrained(model: str | Path | None = None, device: str = "auto", weigh
         device: where (``pick_device``).
         weights: how those of the language models are read when it speaks. On a CPU (``valle.model.narrow``): "fp32" as
             they are; "fp16": the AR's in half precision, which gives the same; "int8": both models in 8 bits; "int4":
-            the AR in 4, the NAR in 8; "auto": what starts and speaks fastest of that of which no loss could be measured
-            (docs/performance.md), the AR in 8 bits with what valle compiles, else in half precision. The codec's
-            decoder is read in half precision, but for "fp32". On a GPU: "fp32" and "auto" as they are; "bf16": the AR
-            goes on in bfloat16, as a CUDA graph (``valle.model.graphs``).
+            the AR in 4, the NAR in 8; "auto": the fastest of which no loss could be measured (docs/performance.md),
+            int8 with what valle compiles, else fp16. The codec's decoder is read in half precision, but for "fp32".
+            On a GPU: "fp32" and "auto" as they are; "bf16": the AR goes on in bfloat16, as a CUDA graph
+            (``valle.model.graphs``).
 
     Raises:
         ValleError: no such model, a file of it is missing or damaged, its parts do not belong together, or weights that

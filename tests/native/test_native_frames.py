@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
+from valle.model.bits import dequantised_4, quantised_4, quantised_8
 from valle.model.decoder import Decoder
-from valle.model.narrow import Linear, Narrowable, dequantised_4, narrow, quantised_4, quantised_8
+from valle.model.narrow import Linear, Narrowable, narrow
 from valle.model.sampling import SamplingConfig
 from valle.model.transformer import KVCache, TransformerConfig, padding_mask
 from valle.native import frames, library
+from valle.native.matrix import Matrix
 from valle.pretrained import narrow_ar
 
 pytestmark = pytest.mark.skipif(library() is None, reason="valle was installed without a C compiler, or no AVX2")
@@ -123,16 +125,13 @@ def test_frames_are_those_of_torch(name, candidates, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_in_fewer_bits_only_the_weights_are_coarse(precision, monkeypatch):
-    """As near to torch with the same coarse weights as in half precision: inputs lose nothing that counts."""
+def test_in_fewer_bits_it_is_near_torch_with_weights_as_coarse(precision, monkeypatch):
+    """What is left is that inputs are 8-bit numbers: a hundredth or two of each product."""
     config = CONFIGS["convolutions"]
     ours = decode_all(make(config, precision), candidates=3)
     theirs = decode_all(coarse(make(config, None), precision), candidates=3, native=False, monkeypatch=monkeypatch)
-    for a, b in zip(ours[1:], theirs[1:], strict=True):
-        if precision == "int8":  # the prompt was read by torch's product, which makes inputs 8-bit numbers, too
-            assert (a - b).std() < 0.06 * b.std()
-        else:
-            assert_near(a, b)
+    errors = [float((a - b).std() / b.std()) for a, b in zip(ours[1:], theirs[1:], strict=True)]
+    assert sum(errors) / len(errors) < 0.06
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
@@ -156,7 +155,8 @@ def test_a_layer_alone_is_the_product(precision, n_rows):
         (y,) = runner.step(x)
         weight = coarse(torch.nn.Sequential(layer), precision)[0].weight.double()
         exact = F.linear(hidden.double(), weight, layer.bias.double())
-        torch.testing.assert_close(y.double(), exact, atol=5e-3, rtol=0)
+        rounding = 0.0 if precision == "fp16" else 0.02  # of the inputs, and of the transformer before
+        assert (y - exact).std() < (4e-3 + rounding) * exact.std()
         alone = KVCache(SMALL, 1, 1, like=torch.zeros(1))
         for row in {0, n_rows - 1}:
             for of_all, of_one in ((cache.keys, alone.keys), (cache.values, alone.values)):
@@ -349,3 +349,25 @@ def test_rows_hide_what_is_past_their_end():
             expected = model._logits(decoder.step(torch.ones(2, 64)))
             torch.testing.assert_close(results[-1], expected, atol=5e-3, rtol=5e-3)
         assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("shape", [(1,), (2, 9), (70,)])
+def test_a_product_with_many_rows(precision, shape):
+    """To float32's last digits the product of what both were rounded to."""
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(37, 96), torch.randn(37), torch.randn(*shape, 96)
+    x.view(-1, 96)[0] *= 1e4
+    scales = x.abs().amax(-1, keepdim=True).double() / 127
+    rounded = (x / scales).round() * scales
+    if precision == "int8":
+        numbers, steps = quantised_8(weight)
+        left = numbers.double() * steps.double().unsqueeze(1)
+    else:
+        left = dequantised_4(weight).double()
+    y = Matrix.pack(weight, bias, precision).multiply(x)
+    exact = F.linear(rounded.double(), left, bias.double())
+    assert y.shape == exact.shape
+    assert ((y - exact).norm(dim=-1) < 1e-4 * exact.norm(dim=-1)).all()
+    assert Matrix.pack(weight, None, precision).multiply(torch.zeros(0, 96)).shape == (0, 37)
+    assert torch.equal(Matrix.pack(weight, bias, precision).multiply(torch.zeros(3, 96)), bias.expand(3, -1))

@@ -32,9 +32,10 @@ from valle.config import from_dict
 from valle.errors import ValleError
 from valle.model.ar import AR, ARConfig
 from valle.model.nar import NAR, NARConfig
-from valle.model.narrow import Precision, can_halve, can_int8, narrow
+from valle.model.narrow import can_halve, can_int8, narrow
 from valle.model.sampling import SamplingConfig
 from valle.native import library
+from valle.native.matrix import Precision
 
 PROMPT_FRAMES = 225
 TARGET_FRAMES = 300
@@ -102,7 +103,7 @@ def bench_models(models: Configs, n_tokens: int, repeats: int) -> dict[str, Any]
     ar = AR(models[0]).eval()
     for p in ar.parameters():
         p.data = p.data.half().float()  # as they are stored
-    can = {"fp32": True, "fp16": can_halve(), "int8": can_int8(), "int4": can_int8() and library() is not None}
+    can = {"fp32": True, "fp16": can_halve(), "int8": can_int8(), "int4": library() is not None}
     ways = [way for way in WAYS if can[way]]
     ar_results: dict[str, dict[str, Any]] = {}
     for way in ways:

@@ -4,10 +4,12 @@ With a few rows at a time nearly all of a layer's time goes into reading its wei
 
 - ``fp16`` loses nothing: inputs, products and sums stay float32, and only weights that half precision holds exactly
   are taken, as those of a stored model are (``valle.pretrained``). Results differ by rounding alone.
-- ``int8`` is for large models, and faster with many rows too: the inputs of linear layers become 8-bit numbers in each
-  row by its own largest one, weights 7-bit ones in each output channel. Rows stay independent: what one says does not
-  depend on the batch. What it costs in loss and speech is in docs/performance.md. Embedding tables as output layers and
-  convolutions stay in fp16.
+- ``int8``, faster with many rows too: the inputs of linear layers become 8-bit numbers in each row by its own largest
+  one, weights 7-bit ones in each output channel. The product is valle's own where that is compiled, else torch's
+  FBGEMM. Rows stay independent: what one says does not depend on the batch. What it costs in loss and speech is in
+  docs/performance.md. Embedding tables as output layers and convolutions stay in fp16.
+- ``int4``, for large models: weights in 4 bits, 32 inputs sharing a scale, for what goes on frame by frame
+  (``valle.native``); elsewhere what is left of them is multiplied in float32.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.errors import ValleError
-
-Precision = Literal["fp16", "int8", "int4"]
+from valle.model.bits import GROUP, dequantised_4, quantised_8
+from valle.native import library
+from valle.native.matrix import MULTIPLE, Matrix, Precision
 
 _MANY_ROWS = 64
 """From here on fp32 is as fast as fp16: the work is no longer in reading weights."""
@@ -32,11 +34,8 @@ _MANY_ROWS = 64
 _SHARED_OUT = 1 << 18
 """Numbers of a matrix from which on threads share its product; below, they would wait for each other longer."""
 
-GROUP = 32
-"""Inputs whose 4-bit weights share a scale."""
-
-_MOST_INPUT, _MOST_WEIGHT = 127, 63
-"""Largest 8-bit input, and weight. AVX2 adds up products of two pairs in 16 bits, which hold 2 · (128 + 127) · 63."""
+_MOST_INPUT = 127
+"""Largest 8-bit input."""
 
 
 _ENGINE = Lock()
@@ -65,8 +64,8 @@ def can_halve() -> bool:
 
 @cache
 def can_int8() -> bool:
-    """Whether torch can multiply 8-bit numbers on this machine's CPU by FBGEMM (x86 with AVX2)."""
-    return (
+    """Whether 8-bit numbers can be multiplied on this machine's CPU: by what valle compiles, or by torch's FBGEMM."""
+    return library() is not None or (
         "fbgemm" in torch.backends.quantized.supported_engines
         and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
         and hasattr(torch, "_make_per_channel_quantized_tensor")
@@ -81,8 +80,8 @@ class Narrowable(nn.Module):
     """The product with the weights in fewer bits, in a layout that only torch understands."""
     precision: Precision | None = None
     """How ``narrow`` has them read; None: as they are."""
-    packed: Any = None
-    """The same for a frame in one call (``valle.native.frames``), made when it is first asked for."""
+    packed: Matrix | None = None
+    """The same for what valle compiles (``valle.native``), made when it is first asked for."""
 
     def narrow(self, precision: Precision = "fp16") -> None:
         """Read the weights in fewer bits from now on, in half precision where they lose nothing and the machine can.
@@ -98,7 +97,11 @@ class Narrowable(nn.Module):
             self.narrowed = lambda x: F.linear(x, coarse, bias)
         elif precision == "int8" and isinstance(self, nn.Linear):
             self.precision = precision
-            self.narrowed = _int8(weight, bias)
+            if library() is not None and weight.shape[1] % MULTIPLE == 0:
+                self.packed = Matrix.pack(weight, bias, precision)
+                self.narrowed = self.packed.multiply
+            else:
+                self.narrowed = _int8(weight, bias)
         elif torch.equal(weight, weight.half().float()):
             self.precision = "fp16"
             self.narrowed = _halved(weight, bias) if can_halve() else None
@@ -134,43 +137,12 @@ def narrow(model: nn.Module, precision: Precision = "fp16") -> None:
     """
     if precision == "int8" and not can_int8():
         raise ValleError(
-            "weights in int8 need torch's FBGEMM, which is there on x86 with AVX2; leave weights auto on this machine"
+            "weights in int8 need an x86 processor with AVX2, for what valle compiles or for torch's FBGEMM; leave "
+            "weights auto on this machine"
         )
     for module in model.modules():
         if isinstance(module, Narrowable):
             module.narrow(precision)
-
-
-def quantised_8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [n, m] -> int8 [n, m] of -127 to 127 and their scales [n]."""
-    scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight / scales.unsqueeze(1)).round().to(torch.int8), scales
-
-
-def quantised_4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [n, m], m a multiple of ``GROUP`` -> uint8 [n, m] of 0 to 15, 8 being zero, and scales [n, m / 32] half.
-
-    Of several scales of a group that with the least squared error is taken: the largest weight may be cut a little.
-    """
-    groups = weight.view(len(weight), -1, GROUP)  # [n, m / 32, 32]
-    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))  # with its sign, since 8 values are below zero
-    best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
-    for steps in (8.5, 8.0, 7.5, 7.0, 6.5, 6.0, 5.5):
-        scale = (-largest / steps).half().float()
-        error = (groups - scale * _to_4_bits(groups, scale)).square().sum(2, keepdim=True)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-    numbers = _to_4_bits(groups, best) + 8
-    return numbers.to(torch.uint8).flatten(1), best.squeeze(2).half()
-
-
-def dequantised_4(weight: Tensor) -> Tensor:
-    """What is left of weight [n, m] in 4 bits."""
-    numbers, scales = quantised_4(weight)
-    return ((numbers.float() - 8).view(len(numbers), -1, GROUP) * scales.float().unsqueeze(2)).flatten(1)
-
-
-def _to_4_bits(groups: Tensor, scale: Tensor) -> Tensor:
-    return (groups / torch.where(scale == 0, 1, scale)).round_().clamp_(-8, 7)
 
 
 def _halved(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
@@ -185,8 +157,7 @@ def _halved(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _int8(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     """x [..., m] -> [..., n], by weight [n, m] in 8 bits."""
-    scales = (weight.abs().amax(1) / _MOST_WEIGHT).clamp(min=1e-12)
-    numbers = (weight / scales.unsqueeze(1)).round_().to(torch.int8)  # torch's own function is ten times slower
+    numbers, scales = quantised_8(weight)  # torch's own function is ten times slower
     with _ENGINE, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's plans for its quantised tensors
         engine = torch.backends.quantized.engine

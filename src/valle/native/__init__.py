@@ -32,5 +32,7 @@ def library() -> ctypes.CDLL | None:
     found.valle_draw.argtypes = [at, many, n, n, ctypes.c_float, n, ctypes.c_float, at, at, at]
     found.valle_log_probs.argtypes = [at, many, n, n, at, at]
     found.valle_draw.restype = found.valle_log_probs.restype = None
+    found.valle_quantised_size.argtypes = [many, many]
+    found.valle_quantised_size.restype = many
     found.valle_size_of_frame.restype = found.valle_size_of_phase.restype = ctypes.c_int64
     return found if found.valle_can_run() else None

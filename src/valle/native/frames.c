@@ -41,9 +41,9 @@ int valle_can_run(void) {
 #define ALWAYS static inline __attribute__((always_inline))
 
 enum { BLOCK = 16, GROUP = 32, COLUMNS = 32 };
-enum { MOST_ROWS = 6, MOST_INTEGER_ROWS = 3, MOST_QUERIES = 3 }; /* as many sums as there are registers */
+enum { MOST_ROWS = 6, MOST_ROWS_INT8 = 4, MOST_ROWS_INT4 = 3, MOST_QUERIES = 3 }; /* sums that registers have room for */
 enum { AHEAD = 2048 }; /* bytes that weights are asked for before they are used */
-enum { LINEAR = 0, ATTEND = 1, ROWS = 2 };
+enum { LINEAR = 0, ATTEND = 1, ROWS = 2, QUANTISE = 3 };
 enum { FP16 = 0, INT8 = 1, INT4 = 2 };
 enum { NOTHING = 0, GELU = 1, RELU = 2 };
 
@@ -55,9 +55,10 @@ typedef struct {
 
 typedef struct {
     int32_t kind;
-    int32_t n_in, n_out; /* n_in a multiple of 2 (INT8) or GROUP (INT4) */
-    const void *weights; /* n_out rounded up to BLOCK; see frames.py */
+    int32_t n_in, n_out; /* n_in a multiple of 8 (INT8) or GROUP (INT4) */
+    const void *weights; /* n_out rounded up to BLOCK, as below; see frames.py */
     const void *scales;  /* INT8: float [n_out]; INT4: half [n_out / BLOCK][n_in / GROUP][BLOCK] */
+    const float *zeros;  /* INT8, INT4: [n_out] what inputs of 0 would give, since these are 128 as 8-bit numbers */
     const float *bias;   /* [n_out], or NULL */
 } Matrix;
 
@@ -68,6 +69,7 @@ typedef struct {
     float gain, eps;
     const float *norm_weight, *norm_bias; /* [n]: a layer norm of ``in``; NULL: none */
     Matrix matrix;
+    void *quantised; /* of QUANTISE; LINEAR reads it where it is not NULL, and else makes it of ``in`` */
     /* ATTEND: in [rows][queries, keys, values], out [rows][queries] */
     const uint16_t *keys, *values; /* shared [B][H][ceil(n / 32)][d][32] and [B][H][n][d], n = n_shared_most */
     uint16_t *own_keys, *own_values; /* likewise [rows][H], for own_most columns */
@@ -150,9 +152,6 @@ ALWAYS void product_fp16(int N, int R, const uint16_t *w, const float *x, int64_
     UNROLL
     for (int i = 0; i < 2 * N * R; i++) acc[i] = _mm256_setzero_ps();
     for (int k = 0; k < n_in; k++) {
-        __m256 v[MOST_ROWS];
-        UNROLL
-        for (int r = 0; r < R; r++) v[r] = _mm256_broadcast_ss(x + r * row + k);
         UNROLL
         for (int n = 0; n < N; n++) {
             const uint16_t *at = w + ((int64_t)n * n_in + k) * BLOCK;
@@ -160,8 +159,9 @@ ALWAYS void product_fp16(int N, int R, const uint16_t *w, const float *x, int64_
             __m256 w0 = halves_8(at), w1 = halves_8(at + 8);
             UNROLL
             for (int r = 0; r < R; r++) {
-                acc[2 * (n * R + r)] = _mm256_fmadd_ps(v[r], w0, acc[2 * (n * R + r)]);
-                acc[2 * (n * R + r) + 1] = _mm256_fmadd_ps(v[r], w1, acc[2 * (n * R + r) + 1]);
+                __m256 v = _mm256_broadcast_ss(x + r * row + k);
+                acc[2 * (n * R + r)] = _mm256_fmadd_ps(v, w0, acc[2 * (n * R + r)]);
+                acc[2 * (n * R + r) + 1] = _mm256_fmadd_ps(v, w1, acc[2 * (n * R + r) + 1]);
             }
         }
     }
@@ -169,77 +169,134 @@ ALWAYS void product_fp16(int N, int R, const uint16_t *w, const float *x, int64_
     for (int i = 0; i < 2 * N * R; i++) sums[i] = acc[i];
 }
 
-/* Inputs in up to 16 bits, so that only weights are coarse: x [R][n_in] int16 with a scale each, in pairs. */
-ALWAYS void product_int8(int R, const int8_t *w, const float *scales, const int16_t *x, const float *x_scales, int n_in,
-                         __m256 *sums) {
-    __m256i acc[MOST_INTEGER_ROWS][2];
+/* Inputs are 8-bit numbers with a scale for each row, 0 being 128; weights 7-bit ones, since AVX2 adds products of pairs up
+ * in 16 bits. A block is [n_in / 4][16][4]. */
+ALWAYS void product_int8(int R, const int8_t *w, const float *scales, const float *zeros, const uint8_t *x,
+                         const float *x_scales, int n_in, __m256 *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i acc[MOST_ROWS_INT8][2];
     UNROLL
     for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    for (int k = 0; k < n_in; k += 2) {
+    for (int k = 0; k < n_in; k += 4) {
         _mm_prefetch((const char *)(w + k * BLOCK) + AHEAD, _MM_HINT_T0);
-        __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + k * BLOCK)));
-        __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + k * BLOCK + 16)));
+        __m256i w0 = _mm256_loadu_si256((const __m256i *)(w + k * BLOCK));
+        __m256i w1 = _mm256_loadu_si256((const __m256i *)(w + k * BLOCK + 32));
         UNROLL
         for (int r = 0; r < R; r++) {
-            int32_t pair;
-            memcpy(&pair, x + (int64_t)r * n_in + k, 4);
-            __m256i v = _mm256_set1_epi32(pair);
-            acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(v, w0));
-            acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(v, w1));
+            int32_t four;
+            memcpy(&four, x + (int64_t)r * n_in + k, 4);
+            __m256i v = _mm256_set1_epi32(four);
+            acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(v, w0), ones));
+            acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(v, w1), ones));
         }
     }
-    __m256 s0 = _mm256_loadu_ps(scales), s1 = _mm256_loadu_ps(scales + 8);
     UNROLL
-    for (int r = 0; r < R; r++) {
-        __m256 s = _mm256_set1_ps(x_scales[r]);
-        sums[2 * r] = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][0]), s0), s);
-        sums[2 * r + 1] = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][1]), s1), s);
-    }
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int j = 0; j < 2; j++) {
+            __m256 sum = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][j]), _mm256_loadu_ps(scales + 8 * j));
+            sum = _mm256_sub_ps(sum, _mm256_loadu_ps(zeros + 8 * j));
+            sums[2 * r + j] = _mm256_mul_ps(sum, _mm256_set1_ps(x_scales[r]));
+        }
 }
 
-/* Weights are 0 to 15, less 8, times the scale of their group of 32 inputs; x_sums [R][n_in / 32] are 8 times the sums of
- * the inputs of a group. A byte holds the weights of inputs k and k + 2 of four. */
-ALWAYS void product_int4(int R, const uint8_t *w, const uint16_t *scales, const int16_t *x, const float *x_scales,
-                         const int32_t *x_sums, int n_in, __m256 *sums) {
-    const __m256i low = _mm256_set1_epi8(15);
+/* The same with weights of 0 to 15, less 8, times the scale of their group of 32 inputs. x_sums [R][n_in / 32] are 8 times
+ * the sums of the inputs of a group, as 8-bit numbers. A block is [n_in / 4][8][4] bytes, which hold a weight of output i
+ * and one of output i + 8. */
+ALWAYS void product_int4(int R, const uint8_t *w, const uint16_t *scales, const float *zeros, const uint8_t *x,
+                         const float *x_scales, const int32_t *x_sums, int n_in, __m256 *sums) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     const int n_groups = n_in / GROUP;
     UNROLL
     for (int r = 0; r < R; r++) sums[2 * r] = sums[2 * r + 1] = _mm256_setzero_ps();
     for (int g = 0; g < n_groups; g++) {
-        __m256i acc[MOST_INTEGER_ROWS][2];
+        __m256i acc[MOST_ROWS_INT4][2]; /* 16 bits hold four products of pairs */
+        __m256i wide[MOST_ROWS_INT4][2];
         UNROLL
-        for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_set1_epi32(-x_sums[r * n_groups + g]);
-        for (int k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
-            _mm_prefetch((const char *)(w + k * BLOCK / 2) + AHEAD, _MM_HINT_T0);
-            __m256i bytes = _mm256_loadu_si256((const __m256i *)(w + k * BLOCK / 2));
-            __m256i first = _mm256_and_si256(bytes, low), second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
-            __m256i w0 = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(first));
-            __m256i w1 = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(first, 1));
-            __m256i w2 = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(second));
-            __m256i w3 = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(second, 1));
+        for (int r = 0; r < R; r++) wide[r][0] = wide[r][1] = _mm256_set1_epi32(-x_sums[r * n_groups + g]);
+        for (int half = 0; half < GROUP; half += GROUP / 2) {
+            UNROLL
+            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+            UNROLL
+            for (int u = 0; u < GROUP / 2; u += 4) {
+                const int k = g * GROUP + half + u;
+                _mm_prefetch((const char *)(w + k * BLOCK / 2) + AHEAD, _MM_HINT_T0);
+                __m256i bytes = _mm256_loadu_si256((const __m256i *)(w + k * BLOCK / 2));
+                __m256i w0 = _mm256_and_si256(bytes, low), w1 = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+                UNROLL
+                for (int r = 0; r < R; r++) {
+                    int32_t four;
+                    memcpy(&four, x + (int64_t)r * n_in + k, 4);
+                    __m256i v = _mm256_set1_epi32(four);
+                    acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(v, w0));
+                    acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(v, w1));
+                }
+            }
             UNROLL
             for (int r = 0; r < R; r++) {
-                int32_t pairs[2];
-                memcpy(pairs, x + (int64_t)r * n_in + k, 8);
-                __m256i v = _mm256_set1_epi32(pairs[0]), u = _mm256_set1_epi32(pairs[1]);
-                acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(v, w0));
-                acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(v, w1));
-                acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(u, w2));
-                acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(u, w3));
+                wide[r][0] = _mm256_add_epi32(wide[r][0], _mm256_madd_epi16(acc[r][0], ones));
+                wide[r][1] = _mm256_add_epi32(wide[r][1], _mm256_madd_epi16(acc[r][1], ones));
             }
         }
         __m256 s0 = halves_8(scales + g * BLOCK), s1 = halves_8(scales + g * BLOCK + 8);
         UNROLL
         for (int r = 0; r < R; r++) {
-            sums[2 * r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), s0, sums[2 * r]);
-            sums[2 * r + 1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), s1, sums[2 * r + 1]);
+            sums[2 * r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(wide[r][0]), s0, sums[2 * r]);
+            sums[2 * r + 1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(wide[r][1]), s1, sums[2 * r + 1]);
         }
     }
     UNROLL
-    for (int r = 0; r < R; r++) {
-        __m256 s = _mm256_set1_ps(x_scales[r]);
-        sums[2 * r] = _mm256_mul_ps(sums[2 * r], s);
-        sums[2 * r + 1] = _mm256_mul_ps(sums[2 * r + 1], s);
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int j = 0; j < 2; j++)
+            sums[2 * r + j] = _mm256_mul_ps(_mm256_sub_ps(sums[2 * r + j], _mm256_loadu_ps(zeros + 8 * j)),
+                                            _mm256_set1_ps(x_scales[r]));
+}
+
+/* Rows as 8-bit numbers. */
+typedef struct {
+    uint8_t *numbers; /* [rows][n] of 1 to 255, 128 being 0 */
+    float *scales;    /* [rows] */
+    int32_t *sums;    /* [rows][n / 32] 8 times the sums of groups */
+} Quantised;
+
+static int64_t up_to_64(int64_t n) { return (n + 63) / 64 * 64; }
+
+/* The parts of a piece of memory of valle_quantised_size(rows, n) bytes. */
+static Quantised quantised_at(void *memory, int64_t n_rows, int64_t n) {
+    char *at = memory;
+    Quantised q = {(uint8_t *)at, NULL, NULL};
+    q.scales = (float *)(at += up_to_64(n_rows * n));
+    q.sums = (int32_t *)(at + up_to_64(4 * n_rows));
+    return q;
+}
+
+int64_t valle_quantised_size(int64_t n_rows, int64_t n) {
+    return up_to_64(n_rows * n) + up_to_64(4 * n_rows) + 4 * n_rows * (n / GROUP);
+}
+
+static void quantise_row(const float *x, int n, Quantised *q, int64_t r) {
+    const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 largest = _mm256_set1_ps(1e-20f);
+    for (int k = 0; k < n; k += 8) largest = _mm256_max_ps(largest, _mm256_and_ps(_mm256_loadu_ps(x + k), no_sign));
+    float peaks[8], peak = 0;
+    _mm256_storeu_ps(peaks, largest);
+    for (int i = 0; i < 8; i++) peak = peaks[i] > peak ? peaks[i] : peak;
+    q->scales[r] = peak / 127.0f;
+    const __m256 factor = _mm256_set1_ps(127.0f / peak);
+    uint8_t *out = q->numbers + r * n;
+    for (int k = 0; k < n; k += 8) {
+        __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), factor));
+        __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        shorts = _mm_add_epi16(shorts, _mm_set1_epi16(128));
+        _mm_storel_epi64((__m128i *)(out + k), _mm_packus_epi16(shorts, shorts));
+    }
+    for (int g = 0; g < n / GROUP; g++) {
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)(out + g * GROUP));
+        __m256i sums = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
+        int64_t four[4];
+        _mm256_storeu_si256((__m256i *)four, sums);
+        q->sums[r * (n / GROUP) + g] = (int32_t)(8 * (four[0] + four[1] + four[2] + four[3]));
     }
 }
 
@@ -247,48 +304,23 @@ ALWAYS void product_int4(int R, const uint8_t *w, const uint16_t *scales, const 
 typedef struct {
     const float *x; /* [rows] at distance row */
     int64_t row;
-    int16_t *integers; /* [rows][n] */
-    float *scales;     /* [rows] */
-    int32_t *sums;     /* [rows][n / 32] */
+    Quantised quantised;
 } Input;
 
 static Input prepare(const Frame *f, const Phase *p, int n_column, float *scratch) {
-    Input input = {p->in.data + n_column * p->in.column, p->in.row, NULL, NULL, NULL};
+    Input input = {p->in.data + n_column * p->in.column, p->in.row, {NULL, NULL, NULL}};
     const int n = p->n;
     if (p->norm_weight) {
         for (int r = 0; r < f->n_rows; r++)
             layer_norm(input.x + r * input.row, scratch + (int64_t)r * n, n, p->norm_weight, p->norm_bias, p->eps);
         input.x = scratch, input.row = n;
-        scratch += (int64_t)f->n_rows * n;
+        scratch += up_to_64((int64_t)f->n_rows * n);
     }
-    if (p->kind != LINEAR || p->matrix.kind == FP16) return input;
-    /* The largest that no sum of n products by 127 overflows 32 bits with. */
-    int64_t most = 2147483647LL / (127LL * n);
-    if (most > 32767) most = 32767;
-    input.scales = scratch, scratch += (f->n_rows + 15) / 16 * 16;
-    input.sums = (int32_t *)scratch, scratch += ((int64_t)f->n_rows * (n / GROUP + 1) + 15) / 16 * 16;
-    input.integers = (int16_t *)scratch;
-    for (int r = 0; r < f->n_rows; r++) {
-        const float *x = input.x + r * input.row;
-        const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-        __m256 largest = _mm256_set1_ps(1e-20f);
-        for (int k = 0; k < n; k += 8) largest = _mm256_max_ps(largest, _mm256_and_ps(_mm256_loadu_ps(x + k), no_sign));
-        float peaks[8], peak = 0;
-        _mm256_storeu_ps(peaks, largest);
-        for (int i = 0; i < 8; i++) peak = peaks[i] > peak ? peaks[i] : peak;
-        input.scales[r] = peak / (float)most;
-        const __m256 factor = _mm256_set1_ps((float)most / peak);
-        for (int k = 0; k < n; k += 8) {
-            __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), factor));
-            __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-            _mm_storeu_si128((__m128i *)(input.integers + (int64_t)r * n + k), packed);
-        }
-        if (p->matrix.kind == INT4)
-            for (int g = 0; g < n / GROUP; g++) {
-                int32_t sum = 0;
-                for (int k = g * GROUP; k < (g + 1) * GROUP; k++) sum += input.integers[(int64_t)r * n + k];
-                input.sums[r * (n / GROUP) + g] = 8 * sum;
-            }
+    if (p->quantised) {
+        input.quantised = quantised_at(p->quantised, f->n_rows, n);
+    } else if (p->kind == LINEAR && p->matrix.kind != FP16) {
+        input.quantised = quantised_at(scratch, f->n_rows, n);
+        for (int r = 0; r < f->n_rows; r++) quantise_row(input.x + r * input.row, n, &input.quantised, r);
     }
     return input;
 }
@@ -304,14 +336,15 @@ ALWAYS void multiply_blocks(int N, int R, const Phase *p, const Input *in, int n
     __m256 sums[2 * MOST_ROWS];
     if (m->kind == FP16)
         product_fp16(N, R, (const uint16_t *)m->weights + begin, in->x + r0 * in->row, in->row, m->n_in, sums);
-    else if (m->kind == INT8 && N == 1 && R <= MOST_INTEGER_ROWS)
+    else if (m->kind == INT8 && N == 1 && R <= MOST_ROWS_INT8)
         product_int8(R, (const int8_t *)m->weights + begin, (const float *)m->scales + block * BLOCK,
-                     in->integers + (int64_t)r0 * m->n_in, in->scales + r0, m->n_in, sums);
-    else if (N == 1 && R <= MOST_INTEGER_ROWS)
+                     m->zeros + block * BLOCK, in->quantised.numbers + (int64_t)r0 * m->n_in, in->quantised.scales + r0,
+                     m->n_in, sums);
+    else if (N == 1 && R <= MOST_ROWS_INT4)
         product_int4(R, (const uint8_t *)m->weights + begin / 2,
-                     (const uint16_t *)m->scales + (int64_t)block * (m->n_in / GROUP) * BLOCK,
-                     in->integers + (int64_t)r0 * m->n_in, in->scales + r0, in->sums + r0 * (m->n_in / GROUP), m->n_in,
-                     sums);
+                     (const uint16_t *)m->scales + (int64_t)block * (m->n_in / GROUP) * BLOCK, m->zeros + block * BLOCK,
+                     in->quantised.numbers + (int64_t)r0 * m->n_in, in->quantised.scales + r0,
+                     in->quantised.sums + (int64_t)r0 * (m->n_in / GROUP), m->n_in, sums);
     else
         __builtin_unreachable();
     const __m256 gain = _mm256_set1_ps(p->gain);
@@ -337,10 +370,12 @@ ALWAYS void multiply_blocks(int N, int R, const Phase *p, const Input *in, int n
 static void multiply(const Frame *f, const Phase *p, const Input *in, int n_column, int chunk) {
     const int n_blocks = (p->matrix.n_out + BLOCK - 1) / BLOCK;
     const int last = (int)((int64_t)n_blocks * (chunk + 1) / p->n_chunks);
-    const int is_exact = p->matrix.kind == FP16, most = is_exact ? MOST_ROWS : MOST_INTEGER_ROWS;
+    const int is_exact = p->matrix.kind == FP16;
+    const int most = is_exact ? MOST_ROWS : p->matrix.kind == INT8 ? MOST_ROWS_INT8 : MOST_ROWS_INT4;
+    const int n_groups = (f->n_rows + most - 1) / most, together = (f->n_rows + n_groups - 1) / n_groups;
     for (int block = (int)((int64_t)n_blocks * chunk / p->n_chunks); block < last;) {
         int taken = 1;
-        for (int r = 0; r < f->n_rows; r += most) switch (f->n_rows - r < most ? f->n_rows - r : most) {
+        for (int r = 0; r < f->n_rows; r += together) switch (f->n_rows - r < together ? f->n_rows - r : together) {
                 case 1:
                     if (is_exact && f->n_rows == 1 && block + 4 <= last) taken = 4, multiply_blocks(4, 1, p, in, n_column, block, r);
                     else multiply_blocks(1, 1, p, in, n_column, block, r);
@@ -395,26 +430,35 @@ static void score(int Q, const float *queries, const uint16_t *keys, int n_block
     }
 }
 
-/* found [Q][d] += weights [Q][n] by values [n][d] */
-ALWAYS void gather(int Q, const float *weights, int64_t distance, const uint16_t *values, int n, int d, float *found) {
-    for (int first = 0; first < d; first += 32) {
-        __m256 acc[MOST_QUERIES][4];
+/* found [Q][8 * N numbers of d] += weights [Q][n] by values [n][d] */
+ALWAYS void gather_part(int N, int Q, const float *weights, int64_t distance, const uint16_t *values, int n, int d, float *found) {
+    __m256 acc[12];
+    UNROLL
+    for (int i = 0; i < Q; i++)
         UNROLL
-        for (int i = 0; i < Q; i++)
-            UNROLL
-            for (int j = 0; j < 4; j++) acc[i][j] = _mm256_loadu_ps(found + i * d + first + 8 * j);
-        for (int t = 0; t < n; t++)
-            UNROLL
-            for (int j = 0; j < 4; j++) {
-                __m256 value = halves_8(values + (int64_t)t * d + first + 8 * j);
-                UNROLL
-                for (int i = 0; i < Q; i++)
-                    acc[i][j] = _mm256_fmadd_ps(_mm256_broadcast_ss(weights + i * distance + t), value, acc[i][j]);
-            }
+        for (int j = 0; j < N; j++) acc[i * N + j] = _mm256_loadu_ps(found + i * d + 8 * j);
+    for (int t = 0; t < n; t++)
         UNROLL
-        for (int i = 0; i < Q; i++)
+        for (int j = 0; j < N; j++) {
+            __m256 value = halves_8(values + (int64_t)t * d + 8 * j);
             UNROLL
-            for (int j = 0; j < 4; j++) _mm256_storeu_ps(found + i * d + first + 8 * j, acc[i][j]);
+            for (int i = 0; i < Q; i++)
+                acc[i * N + j] = _mm256_fmadd_ps(_mm256_broadcast_ss(weights + i * distance + t), value, acc[i * N + j]);
+        }
+    UNROLL
+    for (int i = 0; i < Q; i++)
+        UNROLL
+        for (int j = 0; j < N; j++) _mm256_storeu_ps(found + i * d + 8 * j, acc[i * N + j]);
+}
+
+/* found [Q][d] += weights [Q][n] by values [n][d]; d a multiple of 32 */
+static void gather(int Q, const float *weights, int64_t distance, const uint16_t *values, int n, int d, float *found) {
+    int first = 0;
+    for (; Q == 1 && first + 64 <= d; first += 64) gather_part(8, 1, weights, distance, values + first, n, d, found + first);
+    for (; first < d; first += 32) {
+        if (Q == 1) gather_part(4, 1, weights, distance, values + first, n, d, found + first);
+        else if (Q == 2) gather_part(4, 2, weights, distance, values + first, n, d, found + first);
+        else gather_part(4, 3, weights, distance, values + first, n, d, found + first);
     }
 }
 
@@ -485,9 +529,7 @@ static void attend(const Frame *f, const Phase *p, int n_column, int chunk, floa
             sums[i] = exponentials(of_query, (int)distance);
         }
         memset(found, 0, sizeof(float) * (size_t)(Q * d));
-        if (Q == 3) gather(3, scores, distance, values, n_shared, d, found);
-        else if (Q == 2) gather(2, scores, distance, values, n_shared, d, found);
-        else gather(1, scores, distance, values, n_shared, d, found);
+        gather(Q, scores, distance, values, n_shared, d, found);
         for (int i = 0; i < Q; i++) {
             const uint16_t *own = p->own_values + (rows[i] * H + h) * f->own_most * d;
             gather(1, scores + i * distance + (int64_t)shared_blocks * COLUMNS, 0, own, n_own, d, found + i * d);
@@ -509,10 +551,19 @@ static void add(const Frame *f, const Phase *p, const Input *in, int n_column) {
     }
 }
 
+/* Chunk: some of the rows. */
+static void quantise(const Frame *f, const Phase *p, int n_column, int chunk) {
+    Quantised q = quantised_at(p->quantised, f->n_rows, p->n);
+    const int last = (int)((int64_t)f->n_rows * (chunk + 1) / p->n_chunks);
+    for (int r = (int)((int64_t)f->n_rows * chunk / p->n_chunks); r < last; r++)
+        quantise_row(p->in.data + n_column * p->in.column + r * p->in.row, p->n, &q, r);
+}
+
 static void work(const Frame *f, const Phase *p, const Input *in, int n_column, int chunk, float *scratch) {
     if (p->kind == LINEAR) multiply(f, p, in, n_column, chunk);
     else if (p->kind == ATTEND) attend(f, p, n_column, chunk, scratch);
-    else add(f, p, in, n_column);
+    else if (p->kind == ROWS) add(f, p, in, n_column);
+    else quantise(f, p, n_column, chunk);
 }
 
 /* Sampling */
@@ -625,7 +676,7 @@ static void take_part(uint32_t mine, const Frame *f, int n_column, int n_phases,
                 if (!*scratch) abort();
             }
             const Phase *p = &f->phases[i];
-            if (!is_prepared && p->kind != ATTEND) input = prepare(f, p, n_column, *scratch);
+            if (!is_prepared && (p->kind == LINEAR || p->kind == ROWS)) input = prepare(f, p, n_column, *scratch);
             is_prepared = 1;
             work(f, p, &input, n_column, (int)(uint32_t)next, *scratch);
             atomic_fetch_add_explicit(&counter->done, 1, memory_order_release);
@@ -669,7 +720,7 @@ static void alone(const Frame *f, int n_column) {
     for (int i = 0; i < f->n_phases; i++) {
         const Phase *p = &f->phases[i];
         Input input = {0};
-        if (p->kind != ATTEND) input = prepare(f, p, n_column, f->scratch);
+        if (p->kind == LINEAR || p->kind == ROWS) input = prepare(f, p, n_column, f->scratch);
         for (int chunk = 0; chunk < p->n_chunks; chunk++) work(f, p, &input, n_column, chunk, f->scratch);
     }
 }

@@ -9,115 +9,33 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from valle.model.bits import GROUP
 from valle.model.frame_layers import CausalContext
-from valle.model.narrow import Narrowable, Precision, quantised_4, quantised_8
+from valle.model.narrow import Narrowable
 from valle.model.transformer import Block, KVCache, Transformer
 from valle.native import library
+from valle.native.matrix import (
+    ATTEND,
+    BLOCK,
+    CHUNKS_PER_THREAD,
+    COLUMNS,
+    LINEAR,
+    MULTIPLE,
+    ROWS,
+    Frame,
+    Matrix,
+    Phase,
+    Rows,
+    rows_of,
+)
 
-_BLOCK, _GROUP, _COLUMNS = 16, 32, 32  # as in frames.c
-_LINEAR, _ATTEND, _ROWS = 0, 1, 2
-_KINDS = {"fp16": 0, "int8": 1, "int4": 2}
 _ACTIVATIONS = {None: 0, "gelu": 1, "relu": 2}
-_CHUNKS_PER_THREAD = 4
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("column", ctypes.c_int64)]
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = [
-        ("kind", ctypes.c_int32),
-        ("n_in", ctypes.c_int32),
-        ("n_out", ctypes.c_int32),
-        ("weights", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-    ]
-
-
-class _Phase(ctypes.Structure):
-    _fields_ = [
-        ("kind", ctypes.c_int32),
-        ("activation", ctypes.c_int32),
-        ("input", _Rows),
-        ("out", _Rows),
-        ("residual", _Rows),
-        ("n", ctypes.c_int32),
-        ("n_chunks", ctypes.c_int32),
-        ("gain", ctypes.c_float),
-        ("eps", ctypes.c_float),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("matrix", _Matrix),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("own_keys", ctypes.c_void_p),
-        ("own_values", ctypes.c_void_p),
-    ]
-
-
-class _Frame(ctypes.Structure):
-    _fields_ = [
-        ("n_phases", ctypes.c_int32),
-        ("n_rows", ctypes.c_int32),
-        ("n_copies", ctypes.c_int32),
-        ("n_heads", ctypes.c_int32),
-        ("n_grouped", ctypes.c_int32),
-        ("d", ctypes.c_int32),
-        ("n_shared_most", ctypes.c_int32),
-        ("own_most", ctypes.c_int32),
-        ("n_shared", ctypes.c_void_p),
-        ("phases", ctypes.c_void_p),
-        ("scratch", ctypes.c_void_p),
-        ("scratch_floats", ctypes.c_int64),
-    ]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A layer's weights [n_out, n_in] as ``frames.c`` reads them, and its bias."""
-
-    kind: int
-    n_in: int
-    n_out: int
-    weights: Tensor
-    scales: Tensor | None
-    bias: Tensor | None  # [n_out rounded up to a block]
-
-    @classmethod
-    def pack(cls, weight: Tensor, bias: Tensor | None, precision: Precision) -> Matrix:
-        """weight [n_out, n_in], bias [n_out]; fp16 takes what half precision holds exactly."""
-        n_out, n_in = weight.shape
-        more = -n_out % _BLOCK
-        weight = F.pad(weight.detach().float(), (0, 0, 0, more))
-        bias = None if bias is None else F.pad(bias.detach().float(), (0, more)).contiguous()
-        scales = None
-        if precision == "fp16":
-            packed = weight.half().view(-1, _BLOCK, n_in).transpose(1, 2)  # [n / 16, n_in, 16]
-        elif precision == "int8":
-            numbers, scales = quantised_8(weight)  # [n, n_in], [n]
-            pairs = numbers.view(torch.int16)  # [n, n_in / 2]
-            packed = pairs.view(-1, _BLOCK, n_in // 2).transpose(1, 2)  # [n / 16, n_in / 2, 16], each two numbers
-        else:
-            numbers, scales = quantised_4(weight)  # [n, n_in] of 0 to 15, half [n, n_in / 32]
-            pairs = numbers.view(torch.int16).view(-1, _BLOCK, n_in // 4, 2)  # each two numbers
-            packed = (pairs[..., 0] | pairs[..., 1] << 4).transpose(1, 2)  # [n / 16, n_in / 4, 16], each four
-            scales = scales.view(-1, _BLOCK, n_in // _GROUP).transpose(1, 2).contiguous()
-        return cls(_KINDS[precision], n_in, n_out, packed.contiguous(), scales, bias)
-
-    def structure(self) -> _Matrix:
-        """For ``frames.c``; good as long as this object lives."""
-        return _Matrix(
-            self.kind, self.n_in, self.n_out, self.weights.data_ptr(), _pointer(self.scales), _pointer(self.bias)
-        )
 
 
 def can_run(transformer: Transformer, local: CausalContext | None, outputs: Sequence[nn.Module]) -> bool:
@@ -131,12 +49,12 @@ def can_run(transformer: Transformer, local: CausalContext | None, outputs: Sequ
         return False
     block = transformer.blocks[0]
     assert isinstance(block, Block)
-    return block.attention.head_dim % _COLUMNS == 0 and all(_fits(layer) for layer in layers)
+    return block.attention.head_dim % COLUMNS == 0 and all(_fits(layer) for layer in layers)
 
 
 def _fits(layer: Narrowable) -> bool:
     n_in = layer.weight[0].numel()
-    return n_in % (_GROUP if layer.precision == "int4" else 8) == 0
+    return n_in % (GROUP if layer.precision == "int4" else MULTIPLE) == 0
 
 
 class Frames:
@@ -171,8 +89,8 @@ class Frames:
         """
         found = library()
         assert found is not None, "ask can_run first"
-        assert found.valle_size_of_phase() == ctypes.sizeof(_Phase), "frames.c and frames.py differ"
-        assert found.valle_size_of_frame() == ctypes.sizeof(_Frame), "frames.c and frames.py differ"
+        assert found.valle_size_of_phase() == ctypes.sizeof(Phase), "frames.c and frames.py differ"
+        assert found.valle_size_of_frame() == ctypes.sizeof(Frame), "frames.c and frames.py differ"
         self._run = found.valle_run
         self._transformer, self._local, self._outputs = transformer, local, list(outputs)
         self._max_len = max_len
@@ -184,11 +102,11 @@ class Frames:
         self._n_shared_most = n
         self._keys = [_in_columns(keys[:, :, :n]) for keys in cache.keys]
         self._values = [values[:, :, :n].half().contiguous() for values in cache.values]
-        n_blocks = -(-max_len // _COLUMNS)
+        n_blocks = -(-max_len // COLUMNS)
         rows = n_rows * n_copies
         layers = len(transformer.blocks)
         # Zeros cost nothing before they are written to.
-        self._own_keys = torch.zeros(layers, rows, n_heads, n_blocks, d, _COLUMNS, dtype=torch.float16)
+        self._own_keys = torch.zeros(layers, rows, n_heads, n_blocks, d, COLUMNS, dtype=torch.float16)
         self._own_values = torch.zeros(layers, rows, n_heads, max_len, d, dtype=torch.float16)
         self._histories = []  # what each convolution reads, [B * C, 6 + max_len, D]
         for past in pasts:
@@ -221,7 +139,7 @@ class Frames:
         attention = blocks[0].attention
         n_rows = len(self._n_shared) * self._n_copies
         dim = attention.out.in_features
-        self._phases: list[_Phase] = []
+        self._phases: list[Phase] = []
         self._kept: list[Any] = []  # what pointers point at
         self._scratch_floats = 0
         self._n_rows, self._d = n_rows, attention.head_dim
@@ -247,10 +165,10 @@ class Frames:
             result = torch.zeros(n_rows, len(output.weight))
             self._linear(output, h, result)
             self._results.append(result)
-        phases = (_Phase * len(self._phases))(*self._phases)
+        phases = (Phase * len(self._phases))(*self._phases)
         scratch = torch.zeros(self._scratch_floats + 64)
         self._kept += [phases, scratch]
-        self._frame = _Frame(
+        self._frame = Frame(
             len(self._phases), n_rows, self._n_copies, attention.n_kv_heads, attention.n_heads // attention.n_kv_heads,
             self._d, self._n_shared_most, self._max_len, self._n_shared.data_ptr(), ctypes.addressof(phases),
             -(-scratch.data_ptr() // 64) * 64, self._scratch_floats,
@@ -263,10 +181,12 @@ class Frames:
         dim = self._x.shape[1]
         size = self._local.kernel_size
         found = torch.zeros_like(self._x)
-        places = [_at(history, column=dim, offset=(size - 1) * dim) for history in self._histories] + [_at(found)]
+        places = [rows_of(history, column=dim, offset=(size - 1) * dim) for history in self._histories] + [
+            rows_of(found)
+        ]
         self._add(self._x, places[0], norm=self._local.norm)
         for i, conv in enumerate(self._local.convs):
-            window = _at(self._histories[i], column=dim)
+            window = rows_of(self._histories[i], column=dim)
             self._linear(conv, window, places[i + 1], residual=places[i], activation="gelu")
         self._add(found, self._x, residual=self._x, gain=self._local.scale)
         return found
@@ -274,56 +194,56 @@ class Frames:
     def _linear(
         self,
         layer: nn.Module,
-        x: Tensor | _Rows,
-        out: Tensor | _Rows,
-        residual: Tensor | _Rows | None = None,
+        x: Tensor | Rows,
+        out: Tensor | Rows,
+        residual: Tensor | Rows | None = None,
         norm: nn.Module | None = None,
         activation: str | None = None,
     ) -> None:
         matrix = _packed(layer)
-        blocks = -(-matrix.n_out // _BLOCK)
-        phase = self._phase(_LINEAR, x, out, residual, matrix.n_in, norm)
-        phase.n_chunks = max(1, min(blocks, _CHUNKS_PER_THREAD * torch.get_num_threads()))
+        blocks = -(-matrix.n_out // BLOCK)
+        phase = self._phase(LINEAR, x, out, residual, matrix.n_in, norm)
+        phase.n_chunks = max(1, min(blocks, CHUNKS_PER_THREAD * torch.get_num_threads()))
         phase.activation = _ACTIVATIONS[activation]
         phase.matrix = matrix.structure()
         self._kept.append(matrix)
         n = matrix.n_in
-        self._need(self._n_rows * (2 * n + n // _GROUP + 2) + 64)
+        self._need(self._n_rows * (2 * n + n // GROUP + 2) + 256)
 
     def _attend(self, layer: int, qkv: Tensor, out: Tensor) -> None:
-        phase = self._phase(_ATTEND, qkv, out, None, qkv.shape[1], None)
+        phase = self._phase(ATTEND, qkv, out, None, qkv.shape[1], None)
         phase.gain = self._d**-0.5
         own = self._own_keys[layer], self._own_values[layer]
         tensors = self._keys[layer], self._values[layer], *own
         phase.keys, phase.values, phase.own_keys, phase.own_values = (x.data_ptr() for x in tensors)
         phase.n_chunks = len(self._n_shared) * self._keys[layer].shape[1]
-        self._need(3 * (self._n_shared_most + self._max_len + 2 * _COLUMNS + 2 * self._d))
+        self._need(3 * (self._n_shared_most + self._max_len + 2 * COLUMNS + 2 * self._d))
 
     def _add(
         self,
         x: Tensor,
-        out: Tensor | _Rows,
+        out: Tensor | Rows,
         residual: Tensor | None = None,
         norm: nn.Module | None = None,
         gain: float = 1.0,
     ) -> None:
-        phase = self._phase(_ROWS, x, out, residual, x.shape[1], norm)
+        phase = self._phase(ROWS, x, out, residual, x.shape[1], norm)
         phase.gain = gain
         self._need(self._n_rows * x.shape[1])
 
     def _phase(
         self,
         kind: int,
-        x: Tensor | _Rows,
-        out: Tensor | _Rows,
-        residual: Tensor | _Rows | None,
+        x: Tensor | Rows,
+        out: Tensor | Rows,
+        residual: Tensor | Rows | None,
         n: int,
         norm: nn.Module | None,
-    ) -> _Phase:
-        phase = _Phase(kind=kind, n=n, n_chunks=1, gain=1.0)
-        phase.input, phase.out = _at(x), _at(out)
+    ) -> Phase:
+        phase = Phase(kind=kind, n=n, n_chunks=1, gain=1.0)
+        phase.input, phase.out = rows_of(x), rows_of(out)
         if residual is not None:
-            phase.residual = _at(residual)
+            phase.residual = rows_of(residual)
         if norm is not None:
             assert isinstance(norm, nn.LayerNorm)
             phase.norm_weight, phase.norm_bias = norm.weight.data_ptr(), norm.bias.data_ptr()
@@ -356,19 +276,8 @@ def _packed(layer: nn.Module) -> Matrix:
     return packed
 
 
-def _at(x: Tensor | _Rows, column: int = 0, offset: int = 0) -> _Rows:
-    """Where rows of x [rows, ...] begin; ``column`` and ``offset`` are numbers of float32."""
-    if isinstance(x, _Rows):
-        return x
-    return _Rows(x.data_ptr() + 4 * offset, x.stride(0), column)
-
-
 def _in_columns(keys: Tensor) -> Tensor:
     """keys [B, H, n, d] -> half [B, H, n / 32, d, 32]"""
     n_rows, n_heads, n, d = keys.shape
-    keys = F.pad(keys, (0, 0, 0, -n % _COLUMNS)).half()
-    return keys.view(n_rows, n_heads, -1, _COLUMNS, d).transpose(3, 4).contiguous()
-
-
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+    keys = F.pad(keys, (0, 0, 0, -n % COLUMNS)).half()
+    return keys.view(n_rows, n_heads, -1, COLUMNS, d).transpose(3, 4).contiguous()
