@@ -49,8 +49,8 @@ _NAR_SEED = 0x9E3779B97F4A
 _CHUNK_FRAMES = 75  # that a stream decodes at once
 _FIRST_FRAMES = 40
 """After so many frames, 0.5 s, a stream chooses among the candidates of a sentence, which begins to sound."""
-_COMPARED_FRAMES = 75
-"""After so many frames, 1 s, the best candidate of a sentence goes on alone: most of the time would go into the others,
+_COMPARED_FRAMES = 150
+"""After so many frames, 2 s, the best candidate of a sentence goes on alone: most of the time would go into the others,
 and what is heard is as good (docs/performance.md)."""
 _HELD_FRAMES = 8
 """The last frames so far are not sounded yet: their later codebooks also hang on those to come."""
