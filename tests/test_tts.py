@@ -359,6 +359,48 @@ def test_an_early_stream_keeps_the_codes_of_the_whole(
         assert ended == ["eos"]
 
 
+def test_candidates_are_compared_by_what_comes_first(
+    aligned: VALLE, aligned_prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One goes on, as it would have without the others; a text says the same alone and in a batch."""
+    monkeypatch.setattr("valle.tts._COMPARED_FRAMES", 20)
+    text = "A sentence that lasts for a good while longer than what is compared."
+    (piece,) = aligned._pieces(text, aligned_prompt, SpeakOptions(), continual=False)
+    seeds = candidate_seeds(3, 0, 3)
+    (spoken,) = aligned._speak([piece], [seeds], aligned._parse({"num_candidates": 3}))
+    assert sum(score < -900 for score in spoken.scores) == 2
+    assert spoken.scores[spoken.chosen] == max(spoken.scores)
+    (alone,) = aligned._speak([piece], [[seeds[spoken.chosen]]], aligned._parse({"num_candidates": 1}))
+    assert torch.equal(alone.codes[0], spoken.codes[0])
+    options = {"prompt": aligned_prompt, "seed": 3, "num_candidates": 3}
+    together = aligned.generate_batch([text, "Hi."], **options)
+    for said, audio in zip((text, "Hi."), together, strict=True):
+        assert audio.codes is not None
+        own = aligned.generate(said, **options).codes
+        assert own is not None
+        assert torch.equal(audio.codes[0], own[0])
+
+
+def test_a_prompt_is_foretold_once(tts: VALLE, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the NAR thinks of a prompt's own frames is computed for the first text, with the transcript alone."""
+    config = replace(tts.model.nar.config, one_pass=True, codebook_dim=8, complete_by="prompt")
+    torch.manual_seed(0)
+    nar = NAR(config).eval()
+    nar.set_codebooks(torch.randn(8, config.codebook_size, 8))
+    own = VALLE(replace(tts.model, nar=nar))
+    seen = []
+    foretell = nar.foretell_prompt
+    monkeypatch.setattr(nar, "foretell_prompt", lambda *args: seen.append(args) or foretell(*args))
+    own.generate(TWO, prompt=prompt, seed=1, max_seconds=2.0)
+    own.generate("Hi.", prompt=prompt, seed=2, max_seconds=1.0)
+    assert len(seen) == 1
+    assert seen[0][0].tolist() == [prompt.phonemes]
+    assert torch.equal(seen[0][2][0], prompt.codes)
+    for i in range(40):
+        own._foretold([replace(prompt, name=str(i))])
+    assert len(own._known) <= 32
+
+
 def test_guidance_is_an_option_and_for_models_that_have_learnt_it(
     aligned: VALLE, aligned_prompt: Prompt, tts: VALLE, prompt: Prompt
 ) -> None:

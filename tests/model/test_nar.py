@@ -567,3 +567,29 @@ def test_prompts_are_kept_from_rows_in_training_only():
     assert not torch.allclose(told, untold)
     torch.manual_seed(0)
     torch.testing.assert_close(logits_of(model.train(), batch, 3)[batch.in_loss], untold, atol=1e-5, rtol=0)
+
+
+def test_what_is_thought_of_a_prompt_can_be_told(monkeypatch):
+    """Computed once or on the way, with the same phonemes it completes the same; and it does matter."""
+    config = dataclasses.replace(ONE_PASS, codebook_dim=12, complete_by="prompt")
+    model, batch = make(config), make_batch()
+    torch.manual_seed(1)
+    model.set_codebooks(torch.randn(8, SIZE, 12))
+    args = (
+        batch.phonemes,
+        batch.phoneme_lens,
+        batch.prompt_codes,
+        batch.prompt_lens,
+        batch.codes[:, 0],
+        batch.code_lens,
+    )
+    assert model.completes_by_prompt
+    assert not make(ONE_PASS).completes_by_prompt
+    plain = model.generate(*args)
+    foretold = model.foretell_prompt(*args[:4])
+    assert foretold.shape == (3, 5, 12)
+    monkeypatch.setattr(model, "_foretell_prompt", None)
+    assert torch.equal(model.generate(*args, prompt_foretold=foretold), plain)
+    other = model.generate(*args, prompt_foretold=foretold + torch.randn_like(foretold))
+    assert not torch.equal(other[1:], plain[1:])
+    assert torch.equal(other[0], plain[0]), "it has no prompt"
