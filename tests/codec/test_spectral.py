@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valle.codec.base import load_codec
-from valle.codec.frames import InverseSTFT, mel_filterbank
+from valle.codec.frames import FrameConv, InverseSTFT, mel_filterbank
 from valle.codec.spectral import SpectralCodec, SpectralCodecConfig
 
 SMALL = SpectralCodecConfig(
@@ -153,3 +153,16 @@ def test_wrong_waves_are_named(codec: SpectralCodec, wav: torch.Tensor) -> None:
 def test_an_impossible_window_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of twice the hop"):
         SpectralCodecConfig(n_fft=1000)
+
+
+@pytest.mark.parametrize("groups", [1, 12])
+@pytest.mark.parametrize("n_frames", [1, 5, 40, 80])
+def test_few_frames_are_convolved_by_other_means_to_the_same(groups: int, n_frames: int) -> None:
+    torch.manual_seed(0)
+    conv = FrameConv(12, 24 if groups == 1 else 12, left=4, right=2, groups=groups)
+    x, past = torch.randn(2, n_frames, 12), torch.randn(2, 6, 12)
+    for before, last in ((None, True), (past, True), (past, False)):
+        expected = conv(x, before, last)
+        with torch.no_grad():
+            y = conv(x, before, last)
+        torch.testing.assert_close(y, expected.detach(), atol=1e-5, rtol=1e-4)

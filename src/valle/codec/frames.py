@@ -16,12 +16,16 @@ from torch import Tensor, nn
 
 from valle.model.narrow import Linear
 
+_FEW_FRAMES = 64
+"""Up to so many, context included, a convolution is a product, or some sums."""
+
 
 class FrameConv(nn.Module):
     """Convolution over time in the layout [B, T, C], with ``left`` and ``right`` frames of context padded by zeros."""
 
     def __init__(self, dim_in: int, dim_out: int, left: int, right: int, groups: int = 1) -> None:
         super().__init__()
+        assert groups in (1, dim_in), "all channels together, or each alone"
         self.left, self.right = left, right
         self.conv = nn.Conv1d(dim_in, dim_out, left + 1 + right, groups=groups)
 
@@ -31,13 +35,29 @@ class FrameConv(nn.Module):
         In a stream ``past`` [B, left + held, C_in] replaces the zeros on the left, and the zeros on the right come only
         with the last chunk.
         """
-        x = x.transpose(1, 2)  # [B, C, T]
-        if past is None:
-            x = F.pad(x, (self.left, self.right if last else 0))
-        else:
-            x = F.pad(torch.cat([past.transpose(1, 2), x], dim=2), (0, self.right if last else 0))
-        y: Tensor = self.conv(x)
+        right = self.right if last else 0
+        x = F.pad(x, (0, 0, self.left, right)) if past is None else F.pad(torch.cat([past, x], dim=1), (0, 0, 0, right))
+        if x.shape[1] <= _FEW_FRAMES and x.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._few(x)
+        y: Tensor = self.conv(x.transpose(1, 2))
         return y.transpose(1, 2)
+
+    def _few(self, x: Tensor) -> Tensor:
+        """The same for the few frames of a stream's chunk, with which torch's convolutions take several times as long.
+
+        x [B, left + T + right, C_in] -> [B, T, C_out].
+        """
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        size = weight.shape[2]
+        n = x.shape[1] - size + 1
+        if self.conv.groups == 1:
+            windows = x.unfold(1, size, 1).flatten(2)  # [B, T, C_in * size]
+            return F.linear(windows, weight.flatten(1), bias)
+        y = torch.addcmul(bias, x[:, :n], weight[:, 0, 0])
+        for k in range(1, size):
+            y = torch.addcmul(y, x[:, k : k + n], weight[:, 0, k])
+        return y
 
 
 class ConvNeXtBlock(nn.Module):
