@@ -14,9 +14,10 @@ from valle.model.bits import dequantised_4, quantised_4, quantised_8
 from valle.model.decoder import Decoder
 from valle.model.narrow import Linear, Narrowable, narrow
 from valle.model.sampling import SamplingConfig
-from valle.model.transformer import KVCache, TransformerConfig, padding_mask
+from valle.model.transformer import AdaptiveNorm, KVCache, Transformer, TransformerConfig, padding_mask
 from valle.native import frames, library
 from valle.native.matrix import Matrix
+from valle.native.sequence import Columns, can_read, read
 from valle.pretrained import narrow_ar
 
 pytestmark = pytest.mark.skipif(library() is None, reason="valle was installed without a C compiler, or no AVX2")
@@ -150,7 +151,9 @@ def test_a_layer_alone_is_the_product(precision, n_rows):
         transformer(torch.randn(n_rows, 1, 64), causal=True, cache=cache)
         x = torch.randn(n_rows, 64)
         x[0] *= 1000
-        runner = frames.Frames(transformer, cache, torch.ones(n_rows, dtype=torch.int64), 4, outputs=[layer])
+        runner = frames.Frames(
+            transformer, Columns.of(cache), torch.ones(n_rows, dtype=torch.int64), 4, outputs=[layer]
+        )
         hidden = Decoder(transformer, cache, 4).step(x)
         (y,) = runner.step(x)
         weight = coarse(torch.nn.Sequential(layer), precision)[0].weight.double()
@@ -163,7 +166,7 @@ def test_a_layer_alone_is_the_product(precision, n_rows):
                 for a, b in zip(of_all, of_one, strict=True):
                     b.copy_(a[row : row + 1])
             alone.length = 1
-            runner = frames.Frames(transformer, alone, torch.ones(1, dtype=torch.int64), 4, outputs=[layer])
+            runner = frames.Frames(transformer, Columns.of(alone), torch.ones(1, dtype=torch.int64), 4, outputs=[layer])
             assert torch.equal(runner.step(x[row : row + 1])[0], y[row : row + 1])
 
 
@@ -182,9 +185,8 @@ def test_the_number_of_threads_changes_no_bit(precision):
             with torch.inference_mode():
                 model.transformer(x, causal=True, cache=cache)
                 torch.set_num_threads(n)
-                runner = frames.Frames(
-                    model.transformer, cache, torch.tensor([9, 5]), 50, 3, outputs=[model.code_emb],
-                )  # fmt: skip
+                lens = torch.tensor([9, 5])
+                runner = frames.Frames(model.transformer, Columns.of(cache), lens, 50, 3, outputs=[model.code_emb])
                 runs.append(torch.stack([runner.step(torch.randn(6, 64, generator=random))[0] for _ in range(50)]))
         assert torch.equal(runs[0], runs[1])
         assert torch.equal(runs[0], runs[2])
@@ -234,7 +236,9 @@ def test_after_a_fork_frames_go_on():
     try:
         with torch.inference_mode():
             model.transformer(torch.randn(1, 3, 64), causal=True, cache=cache)
-            runner = frames.Frames(model.transformer, cache, torch.tensor([3]), 300, outputs=[model.code_emb])
+            runner = frames.Frames(
+                model.transformer, Columns.of(cache), torch.tensor([3]), 300, outputs=[model.code_emb]
+            )
             x = torch.randn(1, 64)
             for _ in range(50):
                 runner.step(x)
@@ -343,7 +347,7 @@ def test_rows_hide_what_is_past_their_end():
             model.transformer(x, causal=True, cache=cache)
             for tensor in (*cache.keys, *cache.values):
                 tensor[1, :, 7:] = filler
-            runner = frames.Frames(model.transformer, cache, lens, 5, outputs=[model.code_emb])
+            runner = frames.Frames(model.transformer, Columns.of(cache), lens, 5, outputs=[model.code_emb])
             results.append(runner.step(torch.ones(2, 64))[0])
             decoder = Decoder(model.transformer, cache, 5, 1, padding_mask(lens, 40))
             expected = model._logits(decoder.step(torch.ones(2, 64)))
@@ -371,3 +375,55 @@ def test_a_product_with_many_rows(precision, shape):
     assert ((y - exact).norm(dim=-1) < 1e-4 * exact.norm(dim=-1)).all()
     assert Matrix.pack(weight, None, precision).multiply(torch.zeros(0, 96)).shape == (0, 37)
     assert torch.equal(Matrix.pack(weight, bias, precision).multiply(torch.zeros(3, 96)), bias.expand(3, -1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (2, 100), (3, 47)])
+@pytest.mark.parametrize("kind", ["causal", "adaptive", "holes", "grouped, relu"])
+def test_whole_sequences_are_those_of_torch(kind, shape):
+    """In 8 bits either way; and what frames go on from is what torch would have kept."""
+    torch.manual_seed(0)
+    config = replace(SMALL, n_layers=3)
+    if kind == "grouped, relu":
+        config = replace(config, dim=128, n_heads=4, n_kv_heads=2, activation="relu")
+    transformer = Transformer(config, adaptive=kind == "adaptive").eval()
+    with torch.no_grad():
+        for block in transformer.blocks:
+            block.attention.qkv.weight.mul_(2)
+        for module in transformer.modules():
+            if isinstance(module, AdaptiveNorm):
+                torch.nn.init.normal_(module.project.weight, std=0.3)
+    narrow(transformer, "int8")
+    x = torch.randn(*shape, config.dim)
+    options = {"causal": kind in ("causal", "grouped, relu")}
+    seen = torch.ones(shape, dtype=torch.bool)
+    if kind == "adaptive":
+        options["condition"] = torch.randn(config.dim)
+    if kind == "holes":
+        seen = torch.rand(shape) < 0.7
+        seen[:, 0] = True
+    mask = seen[:, None, None] if kind == "holes" else None
+    with torch.inference_mode():
+        assert can_read(transformer, x)
+        ours, columns = read(transformer, x, mask=None if mask is None else seen, **options)
+        through = transformer(x, mask=mask, **options)
+        assert torch.equal(ours, through), "the transformer itself takes this way"
+        cache = KVCache(config, *shape, like=x)
+        theirs = transformer(x, mask=mask, cache=cache, **options)
+        assert (ours - theirs)[seen].std() < 0.04 * theirs.std()
+        kept = Columns.of(cache)
+        assert columns.length == kept.length
+        for a, b in zip((*columns.keys, *columns.values), (*kept.keys, *kept.values), strict=True):
+            assert a.shape == b.shape
+            assert (a.float() - b.float()).std() < 0.04 * b.float().std() + 1e-6
+
+
+def test_what_sequences_cannot_be_read_is_left_to_torch():
+    transformer = Transformer(SMALL).eval()
+    x = torch.randn(1, 5, 64)
+    with torch.no_grad():
+        assert not can_read(transformer, x), "not in 8 bits"
+        narrow(transformer, "int8")
+        assert can_read(transformer, x)
+        assert not can_read(transformer, x[:, :0])
+        assert not can_read(transformer, x.double())
+    assert not can_read(transformer, x), "gradients are wanted"

@@ -57,6 +57,7 @@ from valle.model.transformer import (
     token_loss,
 )
 from valle.native.frames import Frames, can_run
+from valle.native.sequence import Columns, can_read, read
 
 StopReason = Literal["eos", "max_frames", "dropped"]
 """Why an utterance ended: the model drew its end (with alignment: its phonemes were at an end), or reached the limit:
@@ -538,8 +539,15 @@ class AR(nn.Module):
         if local is not None:
             local = local[torch.arange(len(x), device=x.device), prompt_lens]  # [B, D] at the place of the first code
         x = x[:, :longest]
-        cache = KVCache(self.config.transformer, len(x), longest, like=x)
-        h = self._transform(x, text_lens, cache)  # [B, longest, D]
+        outputs: list[nn.Module] = [self.output_emb or self.code_emb, *([self.move] if self.config.alignment else [])]
+        convolutions = self.local if self.config.local_layers else None
+        in_frames = can_run(self.transformer, convolutions, outputs)
+        cache: KVCache | Columns
+        if in_frames and self.config.phoneme_attention == "causal" and can_read(self.transformer, x):
+            h, cache = read(self.transformer, x, causal=True)  # [B, longest, D]
+        else:
+            cache = KVCache(self.config.transformer, len(x), longest, like=x)
+            h = self._transform(x, text_lens, cache)  # [B, longest, D]
         h = h[torch.arange(len(x), device=x.device), lens - 1]  # [B, D]
         positions = prompt_lens
         if candidates > 1:
@@ -547,17 +555,17 @@ class AR(nn.Module):
             local, context, blind = (None if x is None else _repeat(x, candidates) for x in (local, context, blind))
             pasts = None if pasts is None else [_repeat(past, candidates) for past in pasts]
         decoder: Decoder | Frames | GraphDecoder
-        outputs: list[nn.Module] = [self.output_emb or self.code_emb, *([self.move] if self.config.alignment else [])]
-        convolutions = self.local if self.config.local_layers else None
-        if can_run(self.transformer, convolutions, outputs):
+        if in_frames:
+            read_so_far = cache if isinstance(cache, Columns) else Columns.of(cache)
             decoder = Frames(
-                self.transformer, cache, lens, max_frames, candidates,
+                self.transformer, read_so_far, lens, max_frames, candidates,
                 local=convolutions, pasts=pasts or (), outputs=outputs,
             )  # fmt: skip
             pasts = None
-        elif self.transformer.graph_dtype is not None:
+        elif isinstance(cache, KVCache) and self.transformer.graph_dtype is not None:
             decoder = GraphDecoder(self.transformer, cache, lens, max_frames, candidates, self.transformer.graph_dtype)
         else:
+            assert isinstance(cache, KVCache), "only frames go on from columns"
             mask = padding_mask(lens, longest) if bool((lens < longest).any()) else None  # [B, longest]
             decoder = Decoder(self.transformer, cache, max_frames, candidates, mask)
         state = ARState(decoder, positions, prompt.shape[1] + max_frames, context, pasts=pasts, blind=blind)

@@ -217,6 +217,11 @@ class Transformer(nn.Module):
         self._compiled: Callable[..., Tensor] | None = None
         self._initialise(config.n_layers)
 
+    @property
+    def _is_in_8_bits(self) -> bool:
+        block = self.blocks[0]
+        return isinstance(block, Block) and block.attention.qkv.precision == "int8"
+
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the blocks for training: one program for all layers and all lengths.
 
@@ -256,6 +261,12 @@ class Transformer(nn.Module):
         """
         assert not causal or mask is None, "causal and a mask exclude each other"
         assert not causal or cache is None or cache.length == 0, "causal needs an empty cache"
+        if cache is None and self._is_in_8_bits and (mask is None or mask.shape == (len(x), 1, 1, x.shape[1])):
+            from valle.native.sequence import can_read, read  # which needs this module
+
+            if can_read(self, x):
+                places = None if mask is None else mask[:, 0, 0]
+                return read(self, x, mask=places, causal=causal, condition=condition)[0]
         x = self.dropout(x)
         learns = self.training and torch.is_grad_enabled()
         run: Callable[..., Tensor] = self._compiled if self._compiled is not None and learns else _run_block

@@ -40,10 +40,10 @@ int valle_can_run(void) {
 #define UNROLL _Pragma("GCC unroll 24")
 #define ALWAYS static inline __attribute__((always_inline))
 
-enum { BLOCK = 16, GROUP = 32, COLUMNS = 32 };
+enum { BLOCK = 16, GROUP = 32, COLUMNS = 32, PART = 48 /* queries of a chunk */ };
 enum { MOST_ROWS = 6, MOST_ROWS_INT8 = 4, MOST_ROWS_INT4 = 3, MOST_QUERIES = 3 }; /* sums that registers have room for */
 enum { AHEAD = 2048 }; /* bytes that weights are asked for before they are used */
-enum { LINEAR = 0, ATTEND = 1, ROWS = 2, QUANTISE = 3 };
+enum { LINEAR = 0, ATTEND = 1, ROWS = 2, QUANTISE = 3, KEEP = 4, ATTEND_ALL = 5 };
 enum { FP16 = 0, INT8 = 1, INT4 = 2 };
 enum { NOTHING = 0, GELU = 1, RELU = 2 };
 
@@ -73,6 +73,11 @@ typedef struct {
     /* ATTEND: in [rows][queries, keys, values], out [rows][queries] */
     const uint16_t *keys, *values; /* shared [B][H][ceil(n / 32)][d][32] and [B][H][n][d], n = n_shared_most */
     uint16_t *own_keys, *own_values; /* likewise [rows][H], for own_most columns */
+    /* KEEP, ATTEND_ALL: whole sequences of n_copies rows each; KEEP writes own_keys and own_values, of B rows, which are the
+     * keys and values of ATTEND_ALL. is_causal: a place sees those before it; hidden [B][n_copies rounded up to 32]: is
+     * added to scores, or NULL */
+    const float *hidden;
+    int32_t is_causal;
 } Phase;
 
 typedef struct {
@@ -541,6 +546,65 @@ static void attend(const Frame *f, const Phase *p, int n_column, int chunk, floa
     }
 }
 
+/* Chunk: keys and values of a head of a sequence, in half precision and as attention reads them. */
+static void keep(const Frame *f, const Phase *p, int chunk) {
+    const int d = f->d, H = f->n_heads, G = f->n_grouped, n = f->n_copies, b = chunk / H, h = chunk % H;
+    const int64_t room = (int64_t)(n + COLUMNS - 1) / COLUMNS * COLUMNS;
+    uint16_t *keys = p->own_keys + ((int64_t)b * H + h) * room * d, *values = p->own_values + ((int64_t)b * H + h) * n * d;
+    for (int t = 0; t < n; t++) {
+        const float *key = p->in.data + ((int64_t)b * n + t) * p->in.row + (int64_t)(H * G + h) * d;
+        const float *value = key + (int64_t)H * d;
+        uint16_t *to = keys + (int64_t)(t / COLUMNS) * d * COLUMNS + t % COLUMNS;
+        for (int k = 0; k < d; k += 8) {
+            uint16_t halves[8];
+            _mm_storeu_si128((__m128i *)halves, _mm256_cvtps_ph(_mm256_loadu_ps(key + k), _MM_FROUND_TO_NEAREST_INT));
+            for (int i = 0; i < 8; i++) to[(k + i) * COLUMNS] = halves[i];
+            _mm_storeu_si128((__m128i *)(values + (int64_t)t * d + k),
+                             _mm256_cvtps_ph(_mm256_loadu_ps(value + k), _MM_FROUND_TO_NEAREST_INT));
+        }
+    }
+}
+
+/* Chunk: some queries of a head of a sequence, over that sequence. */
+static void attend_all(const Frame *f, const Phase *p, int chunk, float *scratch) {
+    const int d = f->d, H = f->n_heads, G = f->n_grouped, n = f->n_copies, n_parts = (n + PART - 1) / PART;
+    const int part = chunk % n_parts, h = chunk / n_parts % H, b = chunk / n_parts / H;
+    const int last = (part + 1) * PART < n ? (part + 1) * PART : n;
+    const int64_t room = (int64_t)(n + COLUMNS - 1) / COLUMNS * COLUMNS;
+    const uint16_t *keys = p->keys + ((int64_t)b * H + h) * room * d, *values = p->values + ((int64_t)b * H + h) * n * d;
+    const float *hidden = p->hidden ? p->hidden + b * room : NULL;
+    float *queries = scratch, *found = queries + MOST_QUERIES * d, *scores = found + MOST_QUERIES * d;
+    const __m256 scale = _mm256_set1_ps(p->gain);
+    for (int t0 = part * PART; t0 < last; t0 += MOST_QUERIES)
+        for (int g = 0; g < G; g++) {
+            const int Q = last - t0 < MOST_QUERIES ? last - t0 : MOST_QUERIES;
+            const int seen = p->is_causal ? t0 + Q : n, n_blocks = (seen + COLUMNS - 1) / COLUMNS;
+            const int distance = n_blocks * COLUMNS;
+            float sums[MOST_QUERIES];
+            for (int i = 0; i < Q; i++) {
+                const float *query = p->in.data + ((int64_t)b * n + t0 + i) * p->in.row + (int64_t)(h * G + g) * d;
+                for (int k = 0; k < d; k += 8)
+                    _mm256_storeu_ps(queries + i * d + k, _mm256_mul_ps(_mm256_loadu_ps(query + k), scale));
+            }
+            score(Q, queries, keys, n_blocks, d, scores, distance);
+            for (int i = 0; i < Q; i++) {
+                float *own = scores + (int64_t)i * distance;
+                for (int k = 0; hidden && k < distance; k += 8)
+                    _mm256_storeu_ps(own + k, _mm256_add_ps(_mm256_loadu_ps(own + k), _mm256_loadu_ps(hidden + k)));
+                hide(own, p->is_causal ? t0 + i + 1 : n, distance);
+                sums[i] = exponentials(own, distance);
+            }
+            memset(found, 0, sizeof(float) * (size_t)(Q * d));
+            gather(Q, scores, distance, values, seen, d, found);
+            for (int i = 0; i < Q; i++) {
+                float *out = p->out.data + ((int64_t)b * n + t0 + i) * p->out.row + (int64_t)(h * G + g) * d;
+                const __m256 factor = _mm256_set1_ps(1.0f / sums[i]);
+                for (int k = 0; k < d; k += 8)
+                    _mm256_storeu_ps(out + k, _mm256_mul_ps(_mm256_loadu_ps(found + i * d + k), factor));
+            }
+        }
+}
+
 /* All rows: out = residual + gain * input */
 static void add(const Frame *f, const Phase *p, const Input *in, int n_column) {
     for (int r = 0; r < f->n_rows; r++) {
@@ -552,18 +616,23 @@ static void add(const Frame *f, const Phase *p, const Input *in, int n_column) {
 }
 
 /* Chunk: some of the rows. */
-static void quantise(const Frame *f, const Phase *p, int n_column, int chunk) {
+static void quantise(const Frame *f, const Phase *p, int n_column, int chunk, float *scratch) {
     Quantised q = quantised_at(p->quantised, f->n_rows, p->n);
     const int last = (int)((int64_t)f->n_rows * (chunk + 1) / p->n_chunks);
-    for (int r = (int)((int64_t)f->n_rows * chunk / p->n_chunks); r < last; r++)
-        quantise_row(p->in.data + n_column * p->in.column + r * p->in.row, p->n, &q, r);
+    for (int r = (int)((int64_t)f->n_rows * chunk / p->n_chunks); r < last; r++) {
+        const float *x = p->in.data + n_column * p->in.column + r * p->in.row;
+        if (p->norm_weight) layer_norm(x, scratch, p->n, p->norm_weight, p->norm_bias, p->eps), x = scratch;
+        quantise_row(x, p->n, &q, r);
+    }
 }
 
 static void work(const Frame *f, const Phase *p, const Input *in, int n_column, int chunk, float *scratch) {
     if (p->kind == LINEAR) multiply(f, p, in, n_column, chunk);
     else if (p->kind == ATTEND) attend(f, p, n_column, chunk, scratch);
     else if (p->kind == ROWS) add(f, p, in, n_column);
-    else quantise(f, p, n_column, chunk);
+    else if (p->kind == QUANTISE) quantise(f, p, n_column, chunk, scratch);
+    else if (p->kind == KEEP) keep(f, p, chunk);
+    else attend_all(f, p, chunk, scratch);
 }
 
 /* Sampling */

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.model.bits import GROUP
 from valle.model.frame_layers import CausalContext
 from valle.model.narrow import Narrowable
-from valle.model.transformer import Block, KVCache, Transformer
+from valle.model.transformer import Block, Transformer
 from valle.native import library
 from valle.native.matrix import (
     ATTEND,
@@ -34,6 +33,7 @@ from valle.native.matrix import (
     Rows,
     rows_of,
 )
+from valle.native.sequence import Columns
 
 _ACTIVATIONS = {None: 0, "gelu": 1, "relu": 2}
 
@@ -67,7 +67,7 @@ class Frames:
     def __init__(
         self,
         transformer: Transformer,
-        cache: KVCache,
+        cache: Columns,
         lens: Tensor,
         max_len: int,
         n_copies: int = 1,
@@ -79,7 +79,7 @@ class Frames:
         """
         Args:
             transformer: not an adaptive one, and in evaluation mode.
-            cache: of B rows.
+            cache: what was read, of B rows.
             lens: [B] how many columns of the cache each row has; the others do not count.
             max_len: most frames to come.
             n_copies: C.
@@ -96,12 +96,10 @@ class Frames:
         self._max_len = max_len
         self.length = 0
         """Frames that came after those of the cache."""
-        n = cache.length
-        n_rows, n_heads, _, d = cache.keys[0].shape
+        n_rows, n_heads, n, d = cache.values[0].shape
         self._n_shared = lens.to(torch.int32).contiguous()
         self._n_shared_most = n
-        self._keys = [_in_columns(keys[:, :, :n]) for keys in cache.keys]
-        self._values = [values[:, :, :n].half().contiguous() for values in cache.values]
+        self._keys, self._values = cache.keys, cache.values
         n_blocks = -(-max_len // COLUMNS)
         rows = n_rows * n_copies
         layers = len(transformer.blocks)
@@ -274,10 +272,3 @@ def _packed(layer: nn.Module) -> Matrix:
         layer.packed = Matrix.pack(weight.flatten(1), bias, layer.precision)
     packed: Matrix = layer.packed
     return packed
-
-
-def _in_columns(keys: Tensor) -> Tensor:
-    """keys [B, H, n, d] -> half [B, H, n / 32, d, 32]"""
-    n_rows, n_heads, n, d = keys.shape
-    keys = F.pad(keys, (0, 0, 0, -n % COLUMNS)).half()
-    return keys.view(n_rows, n_heads, -1, COLUMNS, d).transpose(3, 4).contiguous()

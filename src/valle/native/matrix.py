@@ -19,7 +19,8 @@ MULTIPLE = 8
 """Of this the inputs of a matrix must be, or of ``GROUP`` in 4 bits."""
 
 BLOCK, COLUMNS = 16, 32  # as in frames.c
-LINEAR, ATTEND, ROWS, QUANTISE = 0, 1, 2, 3
+LINEAR, ATTEND, ROWS, QUANTISE, KEEP, ATTEND_ALL = range(6)
+PART = 48
 CHUNKS_PER_THREAD = 4
 _KINDS = {"fp16": 0, "int8": 1, "int4": 2}
 
@@ -59,6 +60,8 @@ class Phase(ctypes.Structure):
         ("values", ctypes.c_void_p),
         ("own_keys", ctypes.c_void_p),
         ("own_values", ctypes.c_void_p),
+        ("hidden", ctypes.c_void_p),
+        ("is_causal", ctypes.c_int32),
     ]
 
 
@@ -122,9 +125,9 @@ class Matrix:
             self.n_in,
             self.n_out,
             self.weights.data_ptr(),
-            _pointer(self.scales),
-            _pointer(self.zeros),
-            _pointer(self.bias),
+            pointer(self.scales),
+            pointer(self.zeros),
+            pointer(self.bias),
         )
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -162,5 +165,12 @@ def rows_of(x: Tensor | Rows, column: int = 0, offset: int = 0) -> Rows:
     return Rows(x.data_ptr() + 4 * offset, x.stride(0), column)
 
 
-def _pointer(x: Tensor | None) -> int | None:
+def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def in_columns(keys: Tensor) -> Tensor:
+    """keys [B, H, n, d] -> half [B, H, n / 32, d, 32]"""
+    n_rows, n_heads, n, d = keys.shape
+    keys = F.pad(keys, (0, 0, 0, -n % COLUMNS)).half()
+    return keys.view(n_rows, n_heads, -1, COLUMNS, d).transpose(3, 4).contiguous()
