@@ -13,6 +13,7 @@ help:
 	@echo 'make test       the tests (a few minutes); make test-all adds the slow ones'
 	@echo 'make check      what the tests do not see: ruff, mypy --strict'
 	@echo 'make eval-codec, make eval-speech SPEAKER=...   how good it is (docs/evaluation.md); make bench, make long-text   how fast'
+	@echo 'make sanitise   what is compiled, tested with checks of addresses (gcc)'
 	@echo 'make train-kill   training killed at random, and whether its weights stay the same (docs/training.md)'
 	@echo 'make prepare-kill, make prepare-speed   preparing with many workers: killed at random, and how fast (docs/data.md)'
 
@@ -45,6 +46,14 @@ test-all: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests && $(BIN)/ruff format --check src tests && $(BIN)/mypy
+
+# What is compiled, with the compiler's checks of addresses and undefined behaviour (gcc).
+.PHONY: sanitise
+sanitise: $(VENV)/.installed-dev
+	@mkdir -p build
+	gcc -O1 -g -std=c11 -fsanitize=address,undefined -fno-omit-frame-pointer -shared -fPIC -pthread src/valle/native/frames.c -o build/frames-sanitised.so -lm
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	    VALLE_NATIVE=build/frames-sanitised.so $(BIN)/python -m pytest tests/native
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

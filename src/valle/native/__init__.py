@@ -12,19 +12,22 @@ from functools import cache
 from importlib.util import find_spec
 
 SWITCH = "VALLE_NATIVE"
-"""Environment variable: 0 leaves what is compiled alone."""
+"""Environment variable: 0 leaves what is compiled alone, a path is another build of it (``make sanitise``)."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where there are none, where this processor cannot run them, or by ``SWITCH``."""
-    if os.environ.get(SWITCH, "1") == "0":
+    path: str | None = os.environ.get(SWITCH, "1")
+    if path == "0":
         return None
-    spec = find_spec("valle.native._frames")
-    if spec is None or spec.origin is None:
+    if path in ("", "1"):
+        spec = find_spec("valle.native._frames")
+        path = None if spec is None else spec.origin
+    if path is None:
         return None
     try:
-        found = ctypes.CDLL(spec.origin)  # a library like any other: it holds nothing of Python
+        found = ctypes.CDLL(path)  # a library like any other: it holds nothing of Python
     except OSError:  # it was built for another machine
         return None
     at, n, many = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
