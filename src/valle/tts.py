@@ -556,7 +556,7 @@ class VALLE:
             return None
         rows = []
         for prompt in prompts:
-            known = self._known.get(id(prompt))
+            known = self._known.pop(id(prompt), None)  # and back, as the latest
             if known is None:
                 phonemes, phoneme_lens = self._pad([torch.tensor(prompt.phonemes)])
                 codes = prompt.codes.unsqueeze(0).to(self.model.device)  # [1, 8, T']
@@ -566,9 +566,10 @@ class VALLE:
                     durations = torch.tensor([prompt.durations], device=self.model.device)
                     index = frame_index(durations, phoneme_lens, prompt.n_frames)  # [1, T']
                 foretold = self.model.nar.foretell_prompt(phonemes, phoneme_lens, codes, lens, index)[0]
-                known = self._known[id(prompt)] = (prompt, foretold)
-                while len(self._known) > _MOST_KNOWN:
-                    self._known.pop(next(iter(self._known)), None)
+                known = (prompt, foretold)
+            self._known[id(prompt)] = known
+            while len(self._known) > _MOST_KNOWN:
+                self._known.pop(next(iter(self._known)), None)
             rows.append(known[1])
         return self._pad(rows)[0]
 

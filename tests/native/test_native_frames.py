@@ -1,6 +1,8 @@
 """What is compiled does what PyTorch does: frames of the AR, in every precision, on any number of threads."""
 
 import os
+import shutil
+import subprocess
 import threading
 from dataclasses import replace
 
@@ -427,3 +429,74 @@ def test_what_sequences_cannot_be_read_is_left_to_torch():
         assert not can_read(transformer, x[:, :0])
         assert not can_read(transformer, x.double())
     assert not can_read(transformer, x), "gradients are wanted"
+
+
+def test_products_of_other_number_types_and_layouts():
+    torch.manual_seed(0)
+    layer = Linear(64, 40).eval()
+    narrow(layer, "int8")
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        expected = layer(x)
+        for other in (torch.float64, torch.bfloat16, torch.float16):
+            y = layer(x.to(other))
+            assert y.dtype == other
+            torch.testing.assert_close(y.float(), expected, atol=0.15, rtol=0)
+        torch.testing.assert_close(layer(x.t().contiguous().t()), expected)
+    transformer = Transformer(SMALL).eval()
+    narrow(transformer, "int8")
+    with torch.inference_mode():
+        x = torch.randn(1, 64, 9)
+        torch.testing.assert_close(transformer(x.transpose(1, 2)), transformer(x.transpose(1, 2).contiguous()))
+
+
+def test_what_is_wanted_for_a_gradient_is_not_narrowed():
+    """And who trains gets the weights themselves back."""
+    layer = Linear(64, 40).eval()
+    narrow(layer, "int8")
+    x = torch.randn(3, 64, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, -1))
+    assert layer.weight.grad is not None
+    assert layer.precision == "int8"
+    layer.train()
+    assert (layer.precision, layer.narrowed, layer.packed) == (None, None, None)
+
+
+def test_what_is_no_number_is_not_hidden():
+    layer = Linear(64, 40).eval()
+    narrow(layer, "int8")
+    x = torch.randn(3, 64)
+    x[1, 5] = torch.nan
+    with torch.no_grad():
+        y = layer(x)
+    assert y[1].isnan().all()
+    assert not y[[0, 2]].isnan().any()
+
+
+def test_another_default_type_changes_nothing():
+    model = make(CONFIGS["plain"], "int8")
+    expected = decode_all(model, n_frames=5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        frames_ = decode_all(model, n_frames=5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(expected, frames_, strict=True):
+        torch.testing.assert_close(a.float(), b.float())
+
+
+@pytest.mark.parametrize("source", ["int valle_can_run(void) { return 1; }", "int other(void) { return 1; }"])
+def test_a_library_of_another_time_is_left_alone(source, tmp_path, monkeypatch):
+    """Built from an earlier frames.c it lacks functions: all goes on by torch, not into a traceback."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    (tmp_path / "old.c").write_text(source)
+    subprocess.run([compiler, "-shared", "-fPIC", tmp_path / "old.c", "-o", tmp_path / "old.so"], check=True)
+    monkeypatch.setenv("VALLE_NATIVE", str(tmp_path / "old.so"))
+    assert library.__wrapped__() is None
+    monkeypatch.setenv("VALLE_NATIVE", "0")
+    assert library.__wrapped__() is None
+    monkeypatch.setenv("VALLE_NATIVE", str(tmp_path / "missing.so"))
+    assert library.__wrapped__() is None

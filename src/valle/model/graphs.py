@@ -5,7 +5,8 @@ addresses and shapes: keys and values lie in buffers that are kept for the next 
 attention reads them up to the next multiple of 256 columns, for each of which there is a graph. Where each row has
 something to see stands in a mask. Candidates have copies of what they have in common.
 
-On a CPU the same steps run without a graph; that is for tests. A model whose weights still change must not use this:
+All utterances of a process are to run on one stream: buffers go from one to the next without a wait. On a CPU the same
+steps run without a graph; that is for tests. A model whose weights still change must not use this:
 in another number type they are copies.
 
 Source: CUDA graphs in PyTorch, https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
@@ -14,7 +15,7 @@ Source: CUDA graphs in PyTorch, https://pytorch.org/docs/stable/notes/cuda.html#
 from __future__ import annotations
 
 import weakref
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ _STEP = 256
 _WARM_UPS = 2
 """Runs before recording, in which libraries choose their kernels and take their memory."""
 
+_RECORDING = Lock()
 _LOCK = RLock()  # a finaliser may run while it is held
 _free: weakref.WeakKeyDictionary[Transformer, list[_Recorded]] = weakref.WeakKeyDictionary()
 
@@ -61,7 +63,7 @@ class GraphDecoder:
         self.length = 0
         """Columns that came after those of the cache."""
         # Another utterance may have the buffers as soon as this one is forgotten.
-        weakref.finalize(self, _give_back, weakref.ref(transformer), self._recorded)
+        self._give_back = weakref.finalize(self, _give_back, weakref.ref(transformer), self._recorded)
 
     def step(self, x: Tensor) -> Tensor:
         """One more column of each row: x [B * C, D] -> [B * C, D] float32."""
@@ -77,8 +79,9 @@ class GraphDecoder:
         n = self._columns + self.length
         seen = F.pad(old.seen[rows, 0, 0, :n], (0, new.capacity - n))
         new.begin([x[rows, :, :n] for x in old.keys], [x[rows, :, :n] for x in old.values], seen)
+        self._give_back()
         self._recorded, self._n_copies = new, 1
-        weakref.finalize(self, _give_back, weakref.ref(self._transformer), new)
+        self._give_back = weakref.finalize(self, _give_back, weakref.ref(self._transformer), new)
 
 
 class _Recorded:
@@ -91,8 +94,7 @@ class _Recorded:
     ) -> None:
         self.dtype, self.capacity, self.n_rows = dtype, capacity, n_rows
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
-        self._layers = [_layer(block, dtype) for block in blocks]
-        self._norm = None if transformer.norm is None else _norm(transformer.norm, dtype)
+        self._layers, self._norm = _apart(transformer, dtype)
         attention = blocks[0].attention
         self._heads = (attention.n_heads, attention.n_kv_heads, attention.n_kv_heads)
         dim, d = attention.out.in_features, attention.head_dim
@@ -122,12 +124,13 @@ class _Recorded:
         size = min(-(-n_columns // _STEP) * _STEP, self.capacity)
         if not self._x.is_cuda:
             self._column(size)
-        elif size in self._graphs:
+            return self._h.clone()
+        with torch.cuda.device(self._x.device):
+            if size not in self._graphs:
+                with _RECORDING:
+                    self._graphs[size] = self._record(size)
             self._graphs[size].replay()
-        else:
-            self._graphs[size] = self._record(size)
-            self._graphs[size].replay()
-        return self._h.clone()
+            return self._h.clone()
 
     def _record(self, size: int) -> torch.cuda.CUDAGraph:
         place, seen = self._place.clone(), self.seen.clone()
@@ -140,7 +143,7 @@ class _Recorded:
                 self.seen.copy_(seen)  # what was written to the columns to come is written again before it is seen
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._column(size)
         return graph
 
@@ -175,6 +178,19 @@ class _Recorded:
 
 
 _Layer = dict[str, Any]
+_parts: weakref.WeakKeyDictionary[Transformer, dict[torch.dtype, tuple[list[_Layer], Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _apart(transformer: Transformer, dtype: torch.dtype) -> tuple[list[_Layer], Any]:
+    """A transformer's blocks and its last norm taken apart, their weights in ``dtype``: once, for all buffers."""
+    with _LOCK:
+        known = _parts.setdefault(transformer, {})
+        if dtype not in known:
+            blocks = [_layer(block, dtype) for block in transformer.blocks if isinstance(block, Block)]
+            known[dtype] = blocks, None if transformer.norm is None else _norm(transformer.norm, dtype)
+        return known[dtype]
 
 
 def _layer(block: Block, dtype: torch.dtype) -> _Layer:

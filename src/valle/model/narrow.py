@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ from valle.errors import ValleError
 from valle.model.bits import GROUP, dequantised_4, quantised_8
 from valle.native import library
 from valle.native.matrix import MULTIPLE, Matrix, Precision
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MANY_ROWS = 64
 """From here on fp32 is as fast as fp16: the work is no longer in reading weights."""
@@ -106,6 +110,12 @@ class Narrowable(nn.Module):
             self.precision = "fp16"
             self.narrowed = _halved(weight, bias) if can_halve() else None
 
+    def train(self, mode: bool = True) -> Self:
+        """As ever; who trains changes the weights, of which others are copies: it takes back what ``narrow`` did."""
+        if mode:
+            self.narrowed = self.precision = self.packed = None
+        return super().train(mode)
+
     def multiplier(self) -> Callable[[Tensor], Tensor]:
         """x [..., m] -> [..., n] as a function, which costs less to call than a module."""
         if self.narrowed is None or self.training:
@@ -120,7 +130,8 @@ class Linear(Narrowable, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
         is_exact = self.precision == "fp16"
-        if self.narrowed is None or self.training or (is_exact and x.numel() > _MANY_ROWS * self.in_features):
+        learns = self.training or (torch.is_grad_enabled() and x.requires_grad)  # these products know no gradients
+        if self.narrowed is None or learns or (is_exact and x.numel() > _MANY_ROWS * self.in_features):
             return super().forward(x)
         return self.narrowed(x)
 

@@ -125,7 +125,7 @@ def _draw(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Gen
     Unlike a search in cumulated probabilities it can never, by rounding, return an excluded token.
     """
     n = logits.shape[1]
-    noise = torch.empty(len(logits), n, device=generators[0].device)
+    noise = torch.empty(len(logits), n, dtype=torch.float32, device=generators[0].device)
     for row, generator in zip(noise, generators, strict=True):
         row.exponential_(generator=generator)
     if native.can_draw(logits) and noise.device == logits.device:

@@ -28,14 +28,22 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(path)  # a library like any other: it holds nothing of Python
-    except OSError:  # it was built for another machine
+        return _declared(found) if found.valle_can_run() else None
+    except (OSError, AttributeError):  # built for another machine, or from an earlier frames.c
         return None
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL | None:
+    """With the types of its functions; None where its structures are not those of ``matrix.py``."""
+    from valle.native.matrix import Frame, Phase
+
     at, n, many = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     found.valle_run.argtypes = [at, n, n]
-    found.valle_draw.argtypes = [at, many, n, n, ctypes.c_float, n, ctypes.c_float, at, at, at]
+    found.valle_draw.argtypes = [at, many, n, n, ctypes.c_float, n, ctypes.c_double, at, at, at]
     found.valle_log_probs.argtypes = [at, many, n, n, at, at]
     found.valle_draw.restype = found.valle_log_probs.restype = None
     found.valle_quantised_size.argtypes = [many, many]
     found.valle_quantised_size.restype = many
-    found.valle_size_of_frame.restype = found.valle_size_of_phase.restype = ctypes.c_int64
-    return found if found.valle_can_run() else None
+    found.valle_size_of_frame.restype = found.valle_size_of_phase.restype = many
+    sizes = found.valle_size_of_frame(), found.valle_size_of_phase()
+    return found if sizes == (ctypes.sizeof(Frame), ctypes.sizeof(Phase)) else None

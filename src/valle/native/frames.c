@@ -283,11 +283,16 @@ int64_t valle_quantised_size(int64_t n_rows, int64_t n) {
 static void quantise_row(const float *x, int n, Quantised *q, int64_t r) {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 largest = _mm256_set1_ps(1e-20f);
-    for (int k = 0; k < n; k += 8) largest = _mm256_max_ps(largest, _mm256_and_ps(_mm256_loadu_ps(x + k), no_sign));
+    __m256 strange = _mm256_setzero_ps();
+    for (int k = 0; k < n; k += 8) {
+        __m256 v = _mm256_loadu_ps(x + k);
+        largest = _mm256_max_ps(largest, _mm256_and_ps(v, no_sign));
+        strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    }
     float peaks[8], peak = 0;
     _mm256_storeu_ps(peaks, largest);
     for (int i = 0; i < 8; i++) peak = peaks[i] > peak ? peaks[i] : peak;
-    q->scales[r] = peak / 127.0f;
+    q->scales[r] = _mm256_movemask_ps(strange) ? NAN : peak / 127.0f; /* a row with something that is no number is none */
     const __m256 factor = _mm256_set1_ps(127.0f / peak);
     uint8_t *out = q->numbers + r * n;
     for (int k = 0; k < n; k += 8) {
@@ -671,18 +676,19 @@ static void keep_largest(float *x, int n, double target, int by_count, float *re
 
 /* Draw a token of each row by temperature, top-k and top-p in this order: the largest of probability / noise, the noise
  * [rows][n] being exponential. logits [rows][n], whole rows of 8 and more readable; scratch [2 * n + 16]. */
-void valle_draw(const float *logits, int64_t row, int n_rows, int n, float temperature, int top_k, float top_p,
+void valle_draw(const float *logits, int64_t row, int n_rows, int n, float temperature, int top_k, double top_p,
                 const float *noise, int64_t *tokens, float *scratch) {
     float *p = scratch, *rest = scratch + n + 8;
     for (int r = 0; r < n_rows; r++) {
         double sum = 0;
         float largest = logits[r * row];
+        tokens[r] = 0; /* should nothing be a number */
         for (int i = 1; i < n; i++) largest = logits[r * row + i] > largest ? logits[r * row + i] : largest;
         for (int i = 0; i < n; i++) p[i] = (logits[r * row + i] - largest) / temperature;
         for (int i = 0; i < n; i += 8) _mm256_storeu_ps(p + i, exp_8(_mm256_loadu_ps(p + i)));
         if (top_k > 0 && top_k < n) keep_largest(p, n, top_k, 1, rest);
         for (int i = 0; i < n; i++) sum += p[i];
-        if (top_p < 1.0f) keep_largest(p, n, (double)top_p * sum, 0, rest);
+        if (top_p < 1.0) keep_largest(p, n, top_p * sum, 0, rest);
         float most = -1;
         for (int i = 0; i < n; i++)
             if (p[i] > 0 && p[i] > most * noise[(int64_t)r * n + i]) most = p[i] / noise[(int64_t)r * n + i], tokens[r] = i;
@@ -730,7 +736,7 @@ static void take_part(uint32_t mine, const Frame *f, int n_column, int n_phases,
         Counter *counter = &counters[i];
         Input input;
         int is_prepared = 0;
-        const uint32_t n_chunks = atomic_load_explicit(&counter->n_chunks, memory_order_relaxed);
+        const uint32_t n_chunks = atomic_load_explicit(&counter->n_chunks, memory_order_acquire);
         for (;;) {
             uint64_t next = atomic_load_explicit(&counter->next, memory_order_acquire);
             if ((uint32_t)(next >> 32) != mine) return; /* the job is over */
@@ -780,6 +786,9 @@ static void *help(void *number) {
 
 static void forget_helpers(void) { /* after a fork: threads do not come along, and the locks may have been held */
     n_helpers = 0;
+    atomic_store(&wanted, 0); /* nor does the job that another thread may have been at */
+    atomic_store(&job, NULL);
+    atomic_fetch_add(&generation, 1);
     pthread_mutex_init(&one_job, NULL);
     pthread_mutex_init(&sleeping, NULL);
     pthread_cond_init(&awake, NULL);
@@ -812,9 +821,11 @@ int valle_run(const Frame *f, int n_column, int n_threads) {
     const uint32_t mine = atomic_load(&generation) + 1;
     atomic_store(&generation, mine);
     for (int i = 0; i < f->n_phases; i++) {
-        atomic_store_explicit(&counters[i].done, 0, memory_order_relaxed);
-        atomic_store_explicit(&counters[i].n_chunks, (uint32_t)f->phases[i].n_chunks, memory_order_relaxed);
-        atomic_store_explicit(&counters[i].next, (uint64_t)mine << 32, memory_order_release);
+        /* Nothing can be taken while the rest is written, by those of an earlier job least of all. */
+        atomic_store(&counters[i].next, (uint64_t)mine << 32 | UINT32_MAX);
+        atomic_store(&counters[i].done, 0);
+        atomic_store(&counters[i].n_chunks, (uint32_t)f->phases[i].n_chunks);
+        atomic_store(&counters[i].next, (uint64_t)mine << 32);
     }
     atomic_store(&job, f);
     atomic_store(&job_column, n_column);

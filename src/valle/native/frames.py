@@ -31,6 +31,8 @@ from valle.native.matrix import (
     Matrix,
     Phase,
     Rows,
+    floats,
+    halves,
     rows_of,
 )
 from valle.native.sequence import Columns
@@ -89,8 +91,6 @@ class Frames:
         """
         found = library()
         assert found is not None, "ask can_run first"
-        assert found.valle_size_of_phase() == ctypes.sizeof(Phase), "frames.c and frames.py differ"
-        assert found.valle_size_of_frame() == ctypes.sizeof(Frame), "frames.c and frames.py differ"
         self._run = found.valle_run
         self._transformer, self._local, self._outputs = transformer, local, list(outputs)
         self._max_len = max_len
@@ -104,8 +104,8 @@ class Frames:
         rows = n_rows * n_copies
         layers = len(transformer.blocks)
         # Zeros cost nothing before they are written to.
-        self._own_keys = torch.zeros(layers, rows, n_heads, n_blocks, d, COLUMNS, dtype=torch.float16)
-        self._own_values = torch.zeros(layers, rows, n_heads, max_len, d, dtype=torch.float16)
+        self._own_keys = halves(layers, rows, n_heads, n_blocks, d, COLUMNS)
+        self._own_values = halves(layers, rows, n_heads, max_len, d)
         self._histories = []  # what each convolution reads, [B * C, 6 + max_len, D]
         for past in pasts:
             history = past.new_zeros(rows, past.shape[2] + max_len, past.shape[1])
@@ -141,11 +141,11 @@ class Frames:
         self._kept: list[Any] = []  # what pointers point at
         self._scratch_floats = 0
         self._n_rows, self._d = n_rows, attention.head_dim
-        self._x = torch.zeros(n_rows, dim)
+        self._x = floats(n_rows, dim)
         found = self._plan_local() if self._local is not None else None
-        qkv = torch.zeros(n_rows, attention.qkv.out_features)
-        attended = torch.zeros(n_rows, dim)
-        inside = torch.zeros(n_rows, blocks[0].ff.up.out_features)
+        qkv = floats(n_rows, attention.qkv.out_features)
+        attended = floats(n_rows, dim)
+        inside = floats(n_rows, blocks[0].ff.up.out_features)
         for layer, block in enumerate(blocks):
             self._linear(block.attention.qkv, self._x, qkv, norm=block.attention_norm)
             self._attend(layer, qkv, attended)
@@ -160,11 +160,11 @@ class Frames:
         self._results = []
         for output in self._outputs:
             assert isinstance(output, Narrowable)
-            result = torch.zeros(n_rows, len(output.weight))
+            result = floats(n_rows, len(output.weight))
             self._linear(output, h, result)
             self._results.append(result)
         phases = (Phase * len(self._phases))(*self._phases)
-        scratch = torch.zeros(self._scratch_floats + 64)
+        scratch = floats(self._scratch_floats + 64)
         self._kept += [phases, scratch]
         self._frame = Frame(
             len(self._phases), n_rows, self._n_copies, attention.n_kv_heads, attention.n_heads // attention.n_kv_heads,

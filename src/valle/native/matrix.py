@@ -131,16 +131,17 @@ class Matrix:
         )
 
     def multiply(self, x: Tensor) -> Tensor:
-        """The product with many rows: x [..., n_in] float32 -> [..., n_out]. In 8 or 4 bits."""
+        """The product with many rows, in 8 or 4 bits: x [..., n_in] on the CPU -> [..., n_out] of x's number type."""
         found = library()
         assert found is not None, "without the library there is no matrix"
         assert self.kind != _KINDS["fp16"], "with many rows PyTorch is faster"
-        rows = x.reshape(-1, self.n_in).contiguous()
+        assert x.device.type == "cpu", f"weights in fewer bits are for a CPU, and the input is on {x.device}"
+        rows = x.detach().reshape(-1, self.n_in).to(torch.float32).contiguous()
         n_rows, n_threads = len(rows), torch.get_num_threads()
-        out = torch.empty(n_rows, self.n_out)
+        out = floats(n_rows, self.n_out)
         if not n_rows:
-            return out.view(*x.shape[:-1], self.n_out)
-        quantised = torch.empty(found.valle_quantised_size(n_rows, self.n_in) + 64, dtype=torch.uint8)
+            return out.view(*x.shape[:-1], self.n_out).to(x.dtype)
+        quantised = torch.empty(found.valle_quantised_size(n_rows, self.n_in) + 64, dtype=torch.uint8, device="cpu")
         at = -(-quantised.data_ptr() // 64) * 64
         n_blocks = -(-self.n_out // BLOCK)
         phases = (Phase * 2)(
@@ -155,7 +156,17 @@ class Matrix:
         )  # fmt: skip
         frame = Frame(n_phases=2, n_rows=n_rows, n_copies=1, phases=ctypes.addressof(phases))
         found.valle_run(ctypes.addressof(frame), 0, n_threads)
-        return out.view(*x.shape[:-1], self.n_out)
+        return out.view(*x.shape[:-1], self.n_out).to(x.dtype)
+
+
+def floats(*shape: int) -> Tensor:
+    """Zeros that C can read and write, whatever torch makes by default: float32 on the CPU."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def halves(*shape: int) -> Tensor:
+    """The same in half precision."""
+    return torch.zeros(shape, dtype=torch.float16, device="cpu")
 
 
 def rows_of(x: Tensor | Rows, column: int = 0, offset: int = 0) -> Rows:

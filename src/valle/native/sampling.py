@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from valle.native import library
+from valle.native.matrix import floats
 
 
 def can_draw(logits: Tensor) -> bool:
@@ -27,8 +28,13 @@ def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: f
     found = library()
     assert found is not None, "ask can_draw first"
     n_rows, n = logits.shape
+    assert noise.shape == logits.shape, f"noise {tuple(noise.shape)} for logits {tuple(logits.shape)}"
+    noise = noise.to(torch.float32).contiguous()
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    tokens, scratch = torch.empty(n_rows, dtype=torch.int64), torch.empty(2 * n + 32)
+    tokens, scratch = (
+        torch.empty(n_rows, dtype=torch.int64, device="cpu"),
+        floats(2 * n + 32),
+    )
     found.valle_draw(
         logits.data_ptr(), logits.stride(0), n_rows, n, temperature, top_k, top_p, noise.data_ptr(), tokens.data_ptr(),
         scratch.data_ptr(),
@@ -42,6 +48,6 @@ def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     assert found is not None, "ask can_draw first"
     n_rows, n = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    tokens, result = tokens.contiguous(), torch.empty(n_rows)
+    tokens, result = tokens.contiguous(), floats(n_rows)
     found.valle_log_probs(logits.data_ptr(), logits.stride(0), n_rows, n, tokens.data_ptr(), result.data_ptr())
     return result

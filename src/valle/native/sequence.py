@@ -27,6 +27,8 @@ from valle.native.matrix import (
     Frame,
     Matrix,
     Phase,
+    floats,
+    halves,
     in_columns,
     pointer,
     rows_of,
@@ -96,17 +98,17 @@ def read(
     room = -(-length // COLUMNS) * COLUMNS
     hidden = None
     if mask is not None and not bool(mask.all()):
-        hidden = torch.zeros(n_rows, room).masked_fill_(~nn.functional.pad(mask, (0, room - length), value=True), -1e30)
-    h = x.reshape(rows, dim).clone()
-    qkv = torch.empty(rows, attention.qkv.out_features)
-    attended = torch.empty(rows, dim)
-    inside = torch.empty(rows, blocks[0].ff.up.out_features)
+        hidden = floats(n_rows, room).masked_fill_(~nn.functional.pad(mask, (0, room - length), value=True), -1e30)
+    h = x.reshape(rows, dim).clone(memory_format=torch.contiguous_format)
+    qkv = floats(rows, attention.qkv.out_features)
+    attended = floats(rows, dim)
+    inside = floats(rows, blocks[0].ff.up.out_features)
     widest = max(dim, inside.shape[1])
-    quantised = torch.empty(found.valle_quantised_size(rows, widest) + 64, dtype=torch.uint8)
+    quantised = torch.empty(found.valle_quantised_size(rows, widest) + 64, dtype=torch.uint8, device="cpu")
     at = -(-quantised.data_ptr() // 64) * 64
     columns = Columns(
-        [torch.zeros(n_rows, n_kv_heads, room // COLUMNS, d, COLUMNS, dtype=torch.float16) for _ in blocks],
-        [torch.empty(n_rows, n_kv_heads, length, d, dtype=torch.float16) for _ in blocks],
+        [halves(n_rows, n_kv_heads, room // COLUMNS, d, COLUMNS) for _ in blocks],
+        [halves(n_rows, n_kv_heads, length, d) for _ in blocks],
         length,
     )
     phases: list[Phase] = []
@@ -147,7 +149,7 @@ def read(
         multiply(block.ff.up, h, inside, block.ff_norm, _ACTIVATIONS[block.ff.activation.__name__])
         multiply(block.ff.out, inside, h)
     scratch_floats = 3 * (room + 2 * d) + dim + 64
-    scratch = torch.empty(scratch_floats + 16)
+    scratch = floats(scratch_floats + 16)
     listed = (Phase * len(phases))(*phases)
     frame = Frame(
         n_phases=len(phases), n_rows=rows, n_copies=length, n_heads=n_kv_heads, n_grouped=n_heads // n_kv_heads, d=d,
