@@ -542,3 +542,14 @@ def test_training_commands_pass_their_arguments(valle, monkeypatch: pytest.Monke
         ("nar", "b.toml", False, "runs/y", "embedded", 16),
         ("codec", "c.toml", False, "runs/x"),
     ]
+
+
+@pytest.mark.parametrize("command", ["say", "info"])
+def test_a_command_leaves_with_its_exit_code_and_puts_away_what_it_made(command: str) -> None:
+    """Also `say`, which leaves without taking torch apart: what was written is out, what was registered has run."""
+    code = (
+        "import atexit, sys, valle.cli as cli; cli.main = lambda: print('said') or 3; "
+        f"sys.argv = ['valle', {command!r}]; atexit.register(print, 'put away'); cli.enter()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\nput away\n", "")

@@ -1,7 +1,5 @@
 """``python -m valle`` is ``valle``."""
 
-import sys
+from valle.cli import enter
 
-from valle.cli import main
-
-sys.exit(main())
+enter()

@@ -5,10 +5,12 @@ What a user got wrong becomes one sentence and exit code 2; a traceback is a def
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 COMMANDS = {
     "say": ("[TEXT...] [-r REF.wav -s REF_TEXT]", "speak a text, in the voice of a recording"),
@@ -64,6 +66,23 @@ _PASSED_ON = {  # commands that read their own arguments
     "bench": "valle.bench.speak",
     "bench train": "valle.bench.train",
 }
+
+
+def enter() -> NoReturn:
+    """``valle`` in a shell: run the command that was typed and leave with its exit code.
+
+    Who has spoken leaves at once: torch and its models would be taken apart for half a second that somebody waits for.
+    What was registered for the end of the program runs first, espeak's files are put away.
+    """
+    code = main()
+    if sys.argv[1:2] == ["say"]:
+        atexit._run_exitfuncs()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
