@@ -35,7 +35,7 @@ def outputs(model: Pretrained, inputs: dict[str, torch.Tensor]) -> dict[str, tor
 
 
 def test_golden_model_says_the_same():
-    model = load_pretrained(GOLDEN / "model", "cpu")
+    model = load_pretrained(GOLDEN / "model", "cpu", "fp32")
     stored = load_file(GOLDEN / "expected.safetensors")
     got = outputs(model, stored)
     assert set(got) == {"ar", "nar_2", "nar_8", "wav"}
@@ -70,7 +70,7 @@ def aligned_outputs(model: Pretrained, inputs: dict[str, torch.Tensor]) -> dict[
 
 
 def test_golden_aligned_model_says_the_same():
-    model = load_pretrained(GOLDEN / "aligned", "cpu")
+    model = load_pretrained(GOLDEN / "aligned", "cpu", "fp32")
     stored = load_file(GOLDEN / "expected-aligned.safetensors")
     got = aligned_outputs(model, stored)
     for name, value in got.items():
@@ -120,7 +120,7 @@ def write_aligned() -> None:
         "code_lens": torch.tensor([9, 7]),
         "noise": torch.randn(1, 4000) * 0.1,
     }
-    expected = aligned_outputs(load_pretrained(folder, "cpu"), inputs)
+    expected = aligned_outputs(load_pretrained(folder, "cpu", "fp32"), inputs)
     save_file({**inputs, **expected}, GOLDEN / "expected-aligned.safetensors")
 
 
@@ -144,7 +144,7 @@ def write() -> None:
         "codes": torch.randint(16, (2, 8, 9)),
         "code_lens": torch.tensor([9, 7]),
     }
-    expected = outputs(load_pretrained(GOLDEN / "model", "cpu"), inputs)
+    expected = outputs(load_pretrained(GOLDEN / "model", "cpu", "fp32"), inputs)
     save_file({**inputs, **expected}, GOLDEN / "expected.safetensors")
 
 
