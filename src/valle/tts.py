@@ -366,7 +366,7 @@ class VALLE:
             result = self.model.ar.generate(
                 *self._ar_inputs([pieces[i] for i in batch]),
                 **self._ar_options([pieces[i] for i in batch], [seeds[i][c] for i, c in rows], options),
-                choose_after=_COMPARED_FRAMES if n_candidates == 1 or by_gain else 0,
+                choose_after=_COMPARED_FRAMES if by_gain else 0,
             )
             for n, row in enumerate(rows):
                 codes_1[row], stops[row] = result.codes[n], result.stop_reasons[n]

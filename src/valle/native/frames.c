@@ -1,7 +1,7 @@
-/* One frame of a transformer that speaks, in one call.
+/* A transformer that speaks on a CPU: a frame, a whole sequence or a product in one call, and the draws between frames.
  *
- * A frame is a list of phases, made once by valle/native/frames.py: products with a matrix, attention, sums of rows. Each
- * phase is cut into chunks, which threads take one after the other; a phase begins when the one before is done. A thread
+ * A call is a list of phases, made by frames.py (once an utterance), sequence.py or matrix.py beside this file: products
+ * with a matrix, attention, sums of rows. Each phase is cut into chunks, which threads take one after the other; a phase begins when the one before is done. A thread
  * that the system has put aside holds up nobody who does not wait for a chunk of it, and the thread that calls can do
  * everything alone, so that a busy machine is slow by what it lacks and no more.
  *

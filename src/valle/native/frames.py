@@ -20,6 +20,7 @@ from valle.model.narrow import Narrowable
 from valle.model.transformer import Block, Transformer
 from valle.native import library
 from valle.native.matrix import (
+    ACTIVATIONS,
     ATTEND,
     BLOCK,
     CHUNKS_PER_THREAD,
@@ -36,8 +37,6 @@ from valle.native.matrix import (
     rows_of,
 )
 from valle.native.sequence import Columns
-
-_ACTIVATIONS = {None: 0, "gelu": 1, "relu": 2}
 
 
 def can_run(transformer: Transformer, local: CausalContext | None, outputs: Sequence[nn.Module]) -> bool:
@@ -202,7 +201,7 @@ class Frames:
         blocks = -(-matrix.n_out // BLOCK)
         phase = self._phase(LINEAR, x, out, residual, matrix.n_in, norm)
         phase.n_chunks = max(1, min(blocks, CHUNKS_PER_THREAD * torch.get_num_threads()))
-        phase.activation = _ACTIVATIONS[activation]
+        phase.activation = ACTIVATIONS[activation]
         phase.matrix = matrix.structure()
         self._kept.append(matrix)
         n = matrix.n_in

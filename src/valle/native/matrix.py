@@ -22,6 +22,7 @@ BLOCK, COLUMNS = 16, 32  # as in frames.c
 LINEAR, ATTEND, ROWS, QUANTISE, KEEP, ATTEND_ALL = range(6)
 PART = 48
 CHUNKS_PER_THREAD = 4
+ACTIVATIONS = {None: 0, "gelu": 1, "relu": 2}
 _KINDS = {"fp16": 0, "int8": 1, "int4": 2}
 
 
@@ -141,8 +142,7 @@ class Matrix:
         out = floats(n_rows, self.n_out)
         if not n_rows:
             return out.view(*x.shape[:-1], self.n_out).to(x.dtype)
-        quantised = torch.empty(found.valle_quantised_size(n_rows, self.n_in) + 64, dtype=torch.uint8, device="cpu")
-        at = -(-quantised.data_ptr() // 64) * 64
+        _memory, at = room_for_quantised(n_rows, self.n_in)
         n_blocks = -(-self.n_out // BLOCK)
         phases = (Phase * 2)(
             Phase(
@@ -167,6 +167,14 @@ def floats(*shape: int) -> Tensor:
 def halves(*shape: int) -> Tensor:
     """The same in half precision."""
     return torch.zeros(shape, dtype=torch.float16, device="cpu")
+
+
+def room_for_quantised(n_rows: int, n: int) -> tuple[Tensor, int]:
+    """Memory for rows of n numbers in 8 bits, which must live as long as it is used, and where in it they begin."""
+    found = library()
+    assert found is not None, "without the library nothing is quantised"
+    memory = torch.empty(found.valle_quantised_size(n_rows, n) + 64, dtype=torch.uint8, device="cpu")
+    return memory, -(-memory.data_ptr() // 64) * 64
 
 
 def rows_of(x: Tensor | Rows, column: int = 0, offset: int = 0) -> Rows:

@@ -17,7 +17,9 @@ from valle.model.narrow import Narrowable
 from valle.model.transformer import AdaptiveNorm, Block, KVCache, Transformer
 from valle.native import library
 from valle.native.matrix import (
+    ACTIVATIONS,
     ATTEND_ALL,
+    BLOCK,
     CHUNKS_PER_THREAD,
     COLUMNS,
     KEEP,
@@ -31,10 +33,9 @@ from valle.native.matrix import (
     halves,
     in_columns,
     pointer,
+    room_for_quantised,
     rows_of,
 )
-
-_ACTIVATIONS = {"gelu": 1, "relu": 2}
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,17 @@ def read(
     attended = floats(rows, dim)
     inside = floats(rows, blocks[0].ff.up.out_features)
     widest = max(dim, inside.shape[1])
-    quantised = torch.empty(found.valle_quantised_size(rows, widest) + 64, dtype=torch.uint8, device="cpu")
-    at = -(-quantised.data_ptr() // 64) * 64
+    quantised, at = room_for_quantised(rows, widest)
     columns = Columns(
         [halves(n_rows, n_kv_heads, room // COLUMNS, d, COLUMNS) for _ in blocks],
         [halves(n_rows, n_kv_heads, length, d) for _ in blocks],
         length,
     )
     phases: list[Phase] = []
-    kept: list[Any] = []  # what pointers point at
+    kept: list[Any] = [quantised]  # what pointers point at
 
     def multiply(
-        layer: Narrowable, source: Tensor, out: Tensor, norm: nn.Module | None = None, activation: int = 0
+        layer: Narrowable, source: Tensor, out: Tensor, norm: nn.Module | None = None, activation: str | None = None
     ) -> None:
         matrix = layer.packed
         assert isinstance(matrix, Matrix)
@@ -127,8 +127,8 @@ def read(
             kept.extend([weight, bias])
         phases.append(some)
         product = Phase(kind=LINEAR, n=matrix.n_in, out=rows_of(out), matrix=matrix.structure(), quantised=at, gain=1.0)
-        product.n_chunks = min(-(-matrix.n_out // 16), 2 * CHUNKS_PER_THREAD * n_threads)
-        product.activation = activation
+        product.n_chunks = min(-(-matrix.n_out // BLOCK), 2 * CHUNKS_PER_THREAD * n_threads)
+        product.activation = ACTIVATIONS[activation]
         if out is h:
             product.residual = rows_of(h)
         phases.append(product)
@@ -146,7 +146,7 @@ def read(
             )
         )  # fmt: skip
         multiply(block.attention.out, attended, h)
-        multiply(block.ff.up, h, inside, block.ff_norm, _ACTIVATIONS[block.ff.activation.__name__])
+        multiply(block.ff.up, h, inside, block.ff_norm, block.ff.activation.__name__)
         multiply(block.ff.out, inside, h)
     scratch_floats = 3 * (room + 2 * d) + dim + 64
     scratch = floats(scratch_floats + 16)
